@@ -1,0 +1,1 @@
+"""The edges: sockets, registry drivers, replica processes, admin HTTP, telemetry."""

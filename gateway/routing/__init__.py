@@ -1,0 +1,1 @@
+"""Where a session goes: hash ring, replica health, placement records. Pure, time is an argument."""

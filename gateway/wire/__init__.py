@@ -1,0 +1,1 @@
+"""The wire: framing, envelopes and the method table. Pure: bytes in, values out."""
