@@ -1,0 +1,1 @@
+"""Peers that need no network: what the demo, the load tester and the tests talk to."""

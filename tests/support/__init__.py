@@ -1,0 +1,1 @@
+"""Helpers shared by all tests: a raw client, a scripted replica and the real CLI."""
