@@ -1,8 +1,8 @@
 """The audit log: one JSON line for each thing that somebody may be asked about later.
 
 Written for authentications, session create, resume, delete and fork, denied methods and admin
-actions. The set of fields is fixed (:meth:`AuditLog.record` takes nothing else), so prompts, tokens
-and tool output have no way in; text from clients is escaped to ASCII and cut in length, so that a
+actions. Only the fields of :data:`FIELDS` are written, so prompts, tokens and tool output have no
+way in (of any other field the line says that it was ``omitted``, not what it held); text from clients is escaped to ASCII and cut in length, so that a
 line is always one line and harmless on a terminal.
 
 :meth:`AuditLog.record` only appends to a queue; one thread writes. When the disk does not keep up,
@@ -24,7 +24,7 @@ from collections import deque
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from gateway.core.stats import Stats
 from gateway.errors import EXIT_UNAVAILABLE, StartupError
@@ -44,7 +44,24 @@ _COMPLAIN_EVERY: Final = 60.0  # Seconds between two complaints in the log about
 
 _log = logging.getLogger(__name__)
 
-_Entry = tuple[float, str, tuple[tuple[str, str | int | None], ...]]
+FIELDS: Final = {
+    "tenant": "who: the tenant",
+    "user": "who: the user",
+    "role": "who: `user` or `admin`",
+    "source": "who: how that was proven, such as the id of a token",
+    "peer": "from where: the address of the client",
+    "listener": "from where: the listener it came in by",
+    "session": "the session concerned",
+    "target": "the second session of a fork, or the object of an admin action",
+    "replica": "the replica concerned",
+    "method": "the JSON-RPC method",
+    "outcome": "`ok`, `denied` or `failed`",
+    "code": "the error code that the client was sent",
+    "reason": "a short text of the gateway's own, never the client's words",
+}
+"""The fields a record may have, in this order, after ``time`` and ``event``."""
+
+_Entry = tuple[float, str, dict[str, Any]]
 
 
 class AuditLog:
@@ -108,54 +125,17 @@ class AuditLog:
         """Records dropped since the start: the queue was full or the write failed."""
         return self._lost
 
-    def record(
-        self,
-        event: str,
-        *,
-        identity: Identity | None = None,
-        peer: str | None = None,
-        session: str | None = None,
-        target: str | None = None,
-        replica: str | None = None,
-        method: str | None = None,
-        outcome: str | None = None,
-        code: int | None = None,
-        reason: str | None = None,
-    ) -> None:
+    def record(self, event: str, **fields: Any) -> None:
         """Queue one line; returns at once and never raises.
 
         Args:
             event: ``auth``, ``session.create``, ``session.resume``, ``session.delete``,
                 ``session.fork``, ``method.denied`` or ``admin.<action>``.
-            identity: who it was, if that is known.
-            peer: from where: an address, or a listener's name.
-            session: the session concerned.
-            target: the second session of a fork, or the object of an admin action.
-            replica: the replica concerned.
-            method: the JSON-RPC method.
-            outcome: ``ok``, ``denied`` or ``failed``.
-            code: the error code that the client was sent.
-            reason: a short constant text of the gateway's own; never a client's words.
+            fields: any of :data:`FIELDS`, or ``identity``, an
+                :class:`~gateway.types.Identity` that stands for tenant, user, role and source.
+                Fields that are None are left out.
         """
-        who = identity
-        entry: _Entry = (
-            time.time(),
-            event,
-            (
-                ("tenant", who.tenant if who else None),
-                ("user", who.user if who else None),
-                ("role", who.role.value if who else None),
-                ("source", who.source if who else None),
-                ("peer", peer),
-                ("session", session),
-                ("target", target),
-                ("replica", replica),
-                ("method", method),
-                ("outcome", outcome),
-                ("code", code),
-                ("reason", reason),
-            ),
-        )
+        entry: _Entry = (time.time(), event, fields)
         with self._wake:
             if self._closing or len(self._queue) >= self._max_queued:
                 self._lose(1)
@@ -202,7 +182,7 @@ class AuditLog:
             lines = [_line(*entry) for entry in batch]
             if unreported:
                 # Said after the records that filled the queue: that is where the gap is.
-                gap = (("reason", f"{unreported} records lost"), ("outcome", "failed"))
+                gap = {"outcome": "failed", "reason": f"{unreported} records lost"}
                 lines.append(_line(time.time(), "audit.gap", gap))
             try:
                 if reopen:
@@ -285,14 +265,25 @@ class AuditLog:
             _log.error("audit log %s: %s", self._path or "stdout", error.strerror or error)
 
 
-def _line(when: float, event: str, fields: tuple[tuple[str, str | int | None], ...]) -> str:
-    """Return one record as a line of ASCII JSON, without the fields that are None."""
-    record: dict[str, str | int] = {
+def _line(when: float, event: str, fields: dict[str, Any]) -> str:
+    """Return one record as a line of ASCII JSON."""
+    identity = fields.pop("identity", None)
+    if isinstance(identity, Identity):
+        fields |= {
+            "tenant": identity.tenant,
+            "user": identity.user,
+            "role": identity.role.value,
+            "source": identity.source,
+        }
+    record: dict[str, object] = {
         "time": datetime.fromtimestamp(when, UTC).isoformat(timespec="milliseconds"),
         "event": event[:MAX_VALUE_LENGTH],
     }
-    for name, value in fields:
+    for name in FIELDS:
+        value = fields.pop(name, None)
         if value is not None:
-            record[name] = value[:MAX_VALUE_LENGTH] if isinstance(value, str) else value
+            record[name] = value if isinstance(value, int) else str(value)[:MAX_VALUE_LENGTH]
+    if fields:
+        record["omitted"] = sorted(fields)
     # ASCII output escapes every control character but DEL.
     return json.dumps(record, separators=(",", ":")).replace("\x7f", "\\u007f") + "\n"
