@@ -141,8 +141,6 @@ def minimum_role(access: Access, isolation: Isolation) -> Role | None:
             return Role.USER
         case Access.TENANT:
             return Role.ADMIN if isolation == "shared" else Role.USER
-        case Access.OWNER:
-            return {"shared": None, "tenant": Role.ADMIN, "user": Role.USER}[isolation]
         case Access.ADMIN:
             return Role.ADMIN
         case Access.NEVER:
@@ -262,7 +260,7 @@ class MethodPolicy:
         for rule in self.rules:
             for name in rule.methods:
                 info = METHODS.get(name)
-                if rule.effect == "allow" and info is not None and self._never(info):
+                if rule.effect == "allow" and info is not None and info.access is Access.NEVER:
                     raise ConfigError(f"method {name!r} cannot be allowed: {info.reason}")
 
     def view(self, identity: Identity) -> PolicyView:
@@ -280,10 +278,6 @@ class MethodPolicy:
     def rule_for(self, method: str, identity: Identity) -> MethodRule:
         """Return what to do with ``method`` when ``identity`` calls it."""
         return self.view(identity).rule_for(method)
-
-    def _never(self, info: MethodInfo) -> bool:
-        """Return True if no rule of the operator can allow the method in this pool."""
-        return minimum_role(info.access, self.isolation) is None
 
     def _build(self, role: Role, applying: tuple[int, ...]) -> PolicyView:
         patterns = [

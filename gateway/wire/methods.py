@@ -32,15 +32,12 @@ class Access(enum.StrEnum):
     Attributes:
         USER: every identity.
         TENANT: users where the pool serves one tenant only; administrators anywhere.
-        OWNER: users where the pool serves one user only; administrators where it serves one
-            tenant only; nobody in a shared pool, whatever the operator's rules say.
         ADMIN: administrators.
         NEVER: nobody, whatever the operator's rules say.
     """
 
     USER = "user"
     TENANT = "tenant"
-    OWNER = "owner"
     ADMIN = "admin"
     NEVER = "never"
 
