@@ -2,8 +2,8 @@
 
 Written for authentications, session create, resume, delete and fork, denied methods and admin
 actions. Only the fields of :data:`FIELDS` are written, so prompts, tokens and tool output have no
-way in (of any other field the line says that it was ``omitted``, not what it held); text from clients is escaped to ASCII and cut in length, so that a
-line is always one line and harmless on a terminal.
+way in: of any other field a line says that it was ``omitted``, not what it held. Text from clients
+is escaped to ASCII and cut in length, so that a line is always one line and harmless on a terminal.
 
 :meth:`AuditLog.record` only appends to a queue; one thread writes. When the disk does not keep up,
 records are dropped rather than clients held up: they are counted, and the log itself says how many
