@@ -55,8 +55,6 @@ _QUIET_FRAME = re.compile(
 )
 
 
-
-
 def skim_python(data: bytes, pos: int) -> tuple[int, int]:
     """Pass over the whole quiet event frames at ``pos``; the reference form of :func:`skim`."""
     frames = 0
@@ -120,7 +118,7 @@ class Peeked(NamedTuple):
     tail: int
 
 
-def peek(data: bytes, body: int, end: int) -> Peeked:  # noqa: PLR0912 - one branch a form
+def peek(data: bytes, body: int, end: int) -> Peeked:
     """Tell what the frame ``data[body:end]`` is, parsing it only if its form is unusual."""
     if data.startswith(_ID_PREFIX, body):
         start = body + len(_ID_PREFIX)

@@ -1,0 +1,853 @@
+"""One connection from a Copilot SDK; the counterpart of ``link``.
+
+The client's side of the data path: frames are cut, parsed and routed here. A message for a session
+whose binding is open goes to the replica's socket in the same call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import uuid
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from gateway import errors
+from gateway.core import answers
+from gateway.core.link import Link, LinkLostError
+from gateway.core.recipe import after_call, changes_recipe
+from gateway.core.session import Binding, Request
+from gateway.core.stats import MethodStats, TenantStats
+from gateway.errors import RpcError
+from gateway.policy import results
+from gateway.policy.rules import MethodRule, PolicyView, Route
+from gateway.policy.session_ids import is_valid_session_id
+from gateway.types import Identity, Owner, Role
+from gateway.wire import envelope, framing
+
+if TYPE_CHECKING:
+    from gateway.core.hub import Hub
+    from gateway.core.ports import Sink
+    from gateway.core.replica import Replica
+
+Hook = Callable[[bool | None, bytes], Any]
+"""``hook(ok, body)``: called with the answer; ``ok`` is None if it never comes."""
+
+_CONNECT_FIELDS = frozenset(
+    {"token", "supportedTaskKinds", "clientInfo", "enableGitHubTelemetryForwarding"}
+)
+_TASK_KINDS = ("agent", "shell", "client")
+_DEFAULT_TASK_KINDS = frozenset({"agent", "shell"})
+_SPLIT_WRITE_BYTES = 64 * 1024
+"""From this size on, header and body are written apart rather than copied together."""
+
+
+class Pending:
+    """A request that was sent to a replica and not yet answered.
+
+    Attributes:
+        link: the link on which its answer is accepted.
+        binding: the session it is about, or None.
+        request: the request, for those that may have to be sent again.
+        rule: the policy's rule for its method.
+        stats: counters of its method class.
+        started: when it arrived (``Hub.now``).
+        hook: called with the answer, or None.
+        rewrites: the answer is not forwarded; the hook sends what the client gets.
+    """
+
+    __slots__ = ("binding", "hook", "link", "request", "rewrites", "rule", "started", "stats")
+
+    def __init__(
+        self,
+        link: Link | None,
+        binding: Binding | None,
+        request: Request | None,
+        rule: MethodRule,
+        stats: MethodStats,
+        started: float,
+        hook: Hook | None = None,
+        rewrites: bool = False,
+    ) -> None:
+        self.link = link
+        self.binding = binding
+        self.request = request
+        self.rule = rule
+        self.stats = stats
+        self.started = started
+        self.hook = hook
+        self.rewrites = rewrites
+
+
+class Client:
+    """An SDK's connection.
+
+    Attributes:
+        peer: the client's address, for logs and limits.
+        identity: who it is; None until a ``connect`` was accepted.
+        owner: tenant and user of the identity.
+        connect_params: what its ``connect`` said, without the token: replayed on every link.
+        bindings: its sessions by id.
+        links: its connections by replica name.
+        pending: its requests in flight by id.
+        write_paused: the client does not keep up; its links are not read.
+        closed: the connection has ended.
+    """
+
+    __slots__ = (
+        "_auth_failures",
+        "_authenticating",
+        "_buffer",
+        "_callbacks",
+        "_deadline",
+        "_expiry",
+        "_held",
+        "_holds",
+        "_hub",
+        "_lobby",
+        "_lobby_busy",
+        "_next_callback",
+        "_opening",
+        "_policy",
+        "_tenant_stats",
+        "bindings",
+        "closed",
+        "connect_params",
+        "identity",
+        "links",
+        "owner",
+        "peer",
+        "pending",
+        "sink",
+        "write_paused",
+    )
+
+    def __init__(self, hub: Hub, sink: Sink, peer: str) -> None:
+        self._hub = hub
+        self._buffer = framing.FrameBuffer(
+            hub.limits.max_unauthenticated_frame, hub.limits.max_header
+        )
+        self._auth_failures = 0
+        self._authenticating = False
+        self._held: list[bytes] = []
+        self._callbacks: dict[int, tuple[Link, Any]] = {}
+        self._next_callback = 0
+        self._holds = 0
+        self._lobby: list[Request] = []
+        self._lobby_busy = False
+        self._opening: dict[str, asyncio.Future[Link]] = {}
+        self._policy: PolicyView | None = None
+        self._tenant_stats: TenantStats | None = None
+        self._expiry: Any = None
+        self.sink = sink
+        self.peer = peer
+        self.identity: Identity | None = None
+        self.owner: Owner | None = None
+        self.connect_params: dict[str, Any] = {}
+        self.bindings: dict[str, Binding] = {}
+        self.links: dict[str, Link] = {}
+        self.pending: dict[Any, Pending] = {}
+        self.write_paused = False
+        self.closed = False
+        hub.clients.add(self)
+        hub.stats.clients_open += 1
+        hub.stats.clients_accepted += 1
+        self._deadline: Any = hub.tasks.call_later(hub.limits.connect_deadline, self._too_late)
+
+    def __repr__(self) -> str:
+        """Return a diagnosis; names no secret."""
+        who = f"{self.owner.tenant}/{self.owner.user}" if self.owner else "unauthenticated"
+        return (
+            f"<Client {self.peer} {who} sessions={len(self.bindings)} links={len(self.links)} "
+            f"pending={len(self.pending)}>"
+        )
+
+    def who(self) -> dict[str, str]:
+        """Return the fields that name this client in audit records."""
+        identity = self.identity
+        if identity is None:
+            return {"peer": self.peer}
+        return {
+            "peer": self.peer,
+            "tenant": identity.tenant,
+            "user": identity.user,
+            "role": identity.role.value,
+            "source": identity.source,
+        }
+
+    def sees(self, owner: Owner) -> bool:
+        """Whether a session of ``owner`` exists for this client."""
+        identity = self.identity
+        return (
+            identity is not None
+            and owner.tenant == identity.tenant
+            and (owner.user == identity.user or identity.role is Role.ADMIN)
+        )
+
+    # Bytes from the client
+
+    @property
+    def mid_frame(self) -> bool:
+        """Whether the client has begun a frame that it has not ended."""
+        return len(self._buffer) > 0
+
+    def feed(self, data: bytes) -> None:
+        """Take a chunk of the client's stream."""
+        stats = self._hub.stats
+        stats.bytes_from_client += len(data)
+        buffer = self._buffer
+        whole = buffer.join(data)
+        if whole is None:
+            return
+        pos = 0
+        size = len(whole)
+        while pos < size and not self.closed:
+            try:
+                header = buffer.frame(whole, pos)
+            except framing.FrameTooLargeError as error:
+                self._frame_too_large(error)
+                return
+            except framing.FramingError as error:
+                self.write(
+                    envelope.error_frame(None, RpcError(errors.PARSE_ERROR, str(error.hint)))
+                )
+                self.cut("protocol", error.hint)
+                return
+            if header is None:
+                return
+            stats.frames_from_client += 1
+            body = whole[header.body : header.end]
+            pos = header.end
+            if self._authenticating:
+                self._hold(body)
+            else:
+                self._body(body)
+
+    def _hold(self, body: bytes) -> None:
+        """Keep what was pipelined behind a ``connect`` that is still being checked."""
+        self._held.append(body)
+        if sum(map(len, self._held)) > self._hub.limits.max_unauthenticated_frame:
+            self.cut("limit", "too much was sent before the authentication was answered")
+
+    def _frame_too_large(self, error: framing.FrameTooLargeError) -> None:
+        limit = "max_frame" if self.identity is not None else "max_unauthenticated_frame"
+        self.write(
+            envelope.error_frame(
+                envelope.salvage_id(error.head),
+                RpcError(
+                    errors.OVERLOADED,
+                    f"The frame of {error.length} bytes is over the limit of {error.limit}",
+                    {"limit": limit, "value": error.limit, "length": error.length},
+                ),
+            )
+        )
+        self.cut("limit", error.hint)
+
+    def _body(self, body: bytes) -> None:
+        """Route one message."""
+        try:
+            message = envelope.parse(body)
+        except envelope.BadMessageError as error:
+            self.write(envelope.error_frame(error.request_id, error.error))
+            if self.identity is None:
+                self._failed_before_auth()
+            return
+        method = message.get("method")
+        policy = self._policy
+        if policy is None:
+            self._unauthenticated(message)
+            return
+        if method is None:
+            self._callback_answered(message)
+            return
+        rule = policy.rule_for(method)
+        request = Request(message, rule, len(body))
+        request_id = request.id
+        if request_id is not None and request_id in self.pending:
+            self.refuse(
+                request,
+                RpcError(errors.INVALID_REQUEST, "A request with this id is still in flight"),
+            )
+            return
+        if rule.route is Route.SESSION and rule.simple:
+            params = message.get("params")
+            session_id = params.get("sessionId") if type(params) is dict else None
+            if type(session_id) is str:
+                binding = self.bindings.get(session_id)
+                if binding is not None and binding.open:
+                    self.forward(binding.link, binding, request)  # type: ignore[arg-type]
+                    return
+        self._dispatch(request)
+
+    def _dispatch(self, request: Request) -> None:
+        """Route a message that does not simply pass to an open session."""
+        route = request.rule.route
+        if len(self.pending) >= self._hub.limits.max_pending:
+            self.refuse(request, answers.overloaded("max_pending", self._hub.limits.max_pending))
+        elif route is Route.DENY:
+            if request.method == "$/cancelRequest":
+                self._cancel(request)
+                return
+            self.refuse(request, request.rule.denied())
+            self._hub.audit.record("denied", **self.who(), method=request.method)
+        elif route is Route.LOCAL:
+            if request.method == "connect":
+                self._connect(request.message)
+            elif request.method == "$/cancelRequest":
+                self._cancel(request)
+        elif route in (Route.ANY, Route.SINGLETON, Route.REPLY):
+            self._lobby.append(request)
+            self._drain_lobby()
+        elif route in (Route.MERGE, Route.SCATTER, Route.ALL):
+            self._ask_all(request)
+        else:
+            self._for_session(request)
+
+    def _for_session(self, request: Request) -> None:
+        params = request.params
+        session_id = params.get("sessionId")
+        if request.rule.route is Route.CREATE and session_id in (None, ""):
+            session_id = str(uuid.uuid4())
+            request.message = {**request.message, "params": {**params, "sessionId": session_id}}
+        if type(session_id) is not str:
+            self.refuse(
+                request,
+                results.missing_session(request.method)
+                if session_id is None
+                else results.failed(request.method, f"{request.method} sessionId must be a string"),
+            )
+            return
+        if not is_valid_session_id(session_id):
+            # The CLI cannot have such a session, and an id is echoed in logs and errors.
+            if request.rule.route is Route.CREATE:
+                self.refuse(request, answers.invalid_session_id(request.method, session_id))
+            else:
+                self.answer_unknown(request, session_id)
+            return
+        binding = self.bindings.get(session_id)
+        if binding is None:
+            if len(self.bindings) >= self._hub.limits.max_sessions:
+                self.refuse(
+                    request, answers.overloaded("max_sessions", self._hub.limits.max_sessions)
+                )
+                return
+            binding = self.bindings[session_id] = Binding(self._hub, self, session_id)
+        binding.submit(request)
+
+    # Bytes to the client
+
+    def write(self, frame: bytes) -> None:
+        """Send one or more whole frames."""
+        if not self.closed:
+            self.sink.write(frame)
+            self._hub.stats.bytes_to_client += len(frame)
+
+    def respond(self, request: Request, result: Any) -> None:
+        """Answer a request with a result of the gateway's own."""
+        if request.id is not None:
+            self._hub.stats.method(request.method).ok += 1
+            self.write(envelope.result_frame(request.id, result))
+
+    def refuse(self, request: Request, error: RpcError) -> None:
+        """Answer a request with an error of the gateway's own; notifications are dropped."""
+        counters = self._hub.stats.method(request.method)
+        if error.code in (errors.FORBIDDEN, errors.METHOD_NOT_FOUND):
+            counters.denied += 1
+        else:
+            counters.refused += 1
+        if request.id is not None:
+            self.write(envelope.error_frame(request.id, error))
+
+    def answer_unknown(self, request: Request, session_id: str) -> None:
+        """Answer as a CLI does that has no such session: for others' sessions too."""
+        try:
+            self.respond(request, results.unknown_session(request.method, session_id))
+        except RpcError as error:
+            self.refuse(request, error)
+
+    # To replicas
+
+    def forward(
+        self,
+        link: Link,
+        binding: Binding | None,
+        request: Request,
+        hook: Hook | None = None,
+        rewrites: bool = False,
+    ) -> None:
+        """Send a message on a link, in canonical form."""
+        rule = request.rule
+        message = request.message
+        if rule.sent_as != rule.method:
+            message = {**message, "method": rule.sent_as}
+        text = orjson.dumps(message)
+        if request.id is not None:
+            stats = self._hub.stats.method(rule.method)
+            if hook is None and binding is not None:
+                hook = self._hook_for(binding, request)
+            self.pending[request.id] = Pending(
+                link, binding, request, rule, stats, self._hub.now(), hook, rewrites
+            )
+            link.replica.stats.in_flight += 1
+            if rule.starts_turn and binding is not None and binding.session is not None:
+                binding.session.turn.sent()
+        if len(text) < _SPLIT_WRITE_BYTES:
+            link.send(b"Content-Length: %d\r\n\r\n%b" % (len(text), text))
+        else:
+            link.send(b"Content-Length: %d\r\n\r\n" % len(text))
+            link.send(text)
+
+    def _hook_for(self, binding: Binding, request: Request) -> Hook | None:
+        """Return what has to be called with the answer to a session's request, if anything."""
+        rule = request.rule
+        if rule.route is not Route.SESSION or rule.starts_turn or changes_recipe(rule.method):
+            return partial(self._answered, binding, request)
+        return None
+
+    def _answered(self, binding: Binding, request: Request, ok: bool | None, text: bytes) -> None:
+        """Note what the answer to a session's request means for the session."""
+        rule = request.rule
+        if rule.starts_turn:
+            if ok is False and binding.session is not None:
+                binding.session.turn.refused()
+        elif not ok:
+            return
+        elif rule.route is Route.DETACH:
+            self._detached(binding)
+        elif rule.route is Route.CLOSE:
+            self._hub.session_closed(binding.session_id)
+        elif rule.route is Route.DELETE:
+            self._deleted(binding, text)
+        elif binding.recipe is not None:
+            binding.recipe = after_call(binding.recipe, rule.method, request.params)
+
+    def _detached(self, binding: Binding) -> None:
+        if not binding.waiting:
+            binding.leave()
+        else:
+            binding.detached()
+
+    def _deleted(self, binding: Binding, text: bytes) -> None:
+        result = envelope.loads(text).get("result")
+        ok = type(result) is not dict or result.get("success") is not False
+        self._hub.audit.record("session.delete", **self.who(), session=binding.session_id, ok=ok)
+        if ok:
+            self._hub.session_deleted(binding.session_id)
+
+    async def link_to(self, replica: Replica) -> Link:
+        """Return the ready link to a replica, opening it if need be.
+
+        Raises:
+            OSError: the replica cannot be reached.
+            LinkLostError: it hung up, refused the handshake, or this client has gone.
+        """
+        name = replica.name
+        while True:
+            link = self.links.get(name)
+            if link is not None and link.ready:
+                return link
+            opening = self._opening.get(name)
+            if opening is None:
+                break
+            await asyncio.wait([opening])
+        opening = self._opening[name] = asyncio.get_running_loop().create_future()
+        link = Link(self._hub, replica, self)
+        try:
+            replica.links.add(link)
+            replica.stats.links += 1
+            try:
+                await link.open()
+            except RpcError as error:
+                self._hub.log.error(
+                    "replica refused the handshake",
+                    extra={"replica": name, "code": error.code, "reason": error.message},
+                )
+                raise LinkLostError(f"{name} refused the handshake") from None
+            if self.closed:
+                raise LinkLostError("the client has gone")
+            self.links[name] = link
+            return link
+        except BaseException:
+            link.close()
+            raise
+        finally:
+            del self._opening[name]
+            opening.set_result(link)
+
+    def link_lost(self, link: Link) -> None:
+        """Deal with what was under way on a link that has ended."""
+        if self.links.get(link.replica.name) is link:
+            del self.links[link.replica.name]
+        for alias, (holder, _) in list(self._callbacks.items()):
+            if holder is link:
+                del self._callbacks[alias]
+        if link.write_paused:
+            self.release_reading()
+        again: dict[Binding, list[Request]] = {}
+        for request_id, pending in list(self.pending.items()):
+            if pending.link is not link:
+                continue
+            del self.pending[request_id]
+            link.replica.stats.in_flight -= 1
+            self._request_lost(pending, again)
+        for binding, requests in again.items():
+            binding.requeue(requests)
+        for binding in list(link.bindings):
+            binding.link_lost()
+
+    def _request_lost(self, pending: Pending, again: dict[Binding, list[Request]]) -> None:
+        request = pending.request
+        binding = pending.binding
+        gated = request is not None and request.gated
+        if pending.hook is not None and gated:
+            pending.hook(None, b"")
+            return
+        if request is None or self.closed:
+            return
+        if binding is None:
+            if pending.rule.retry_safe:
+                self._lobby.append(request)
+                self._drain_lobby()
+                return
+        elif pending.rule.retry_safe and binding.attached:
+            again.setdefault(binding, []).append(request)
+            return
+        pending.stats.lost += 1
+        session_id = binding.session_id if binding is not None else None
+        if pending.rule.starts_turn and session_id is not None:
+            error = answers.turn_interrupted(session_id, None)
+        else:
+            error = answers.replica_unavailable(session_id, self._hub.limits.retry_after)
+        self.write(envelope.error_frame(request.id, error))
+
+    # Messages about no session
+
+    def _drain_lobby(self) -> None:
+        """Send waiting messages that any replica may answer."""
+        if self._lobby_busy:
+            return
+        for link in self.links.values():
+            if link.ready and link.replica.reachable:
+                while self._lobby:
+                    self.forward(link, None, self._lobby.pop(0))
+                return
+        if len(self._lobby) > self._hub.limits.queue_frames:
+            self.refuse(
+                self._lobby.pop(),
+                answers.overloaded("queue_frames", self._hub.limits.queue_frames),
+            )
+            return
+        self._lobby_busy = True
+        self._hub.tasks.spawn(self._open_lobby(), f"link for {self.peer}")
+
+    async def _open_lobby(self) -> None:
+        try:
+            replica = await self._hub.any_replica()
+            await self.link_to(replica)
+        except RpcError as error:
+            self._refuse_lobby(error)
+        except (OSError, LinkLostError) as error:
+            self._hub.note_failure(replica, str(error) or type(error).__name__)
+            self._refuse_lobby(answers.replica_unavailable(None, self._hub.limits.retry_after))
+        finally:
+            self._lobby_busy = False
+        if self._lobby and not self.closed:
+            self._drain_lobby()
+
+    def _refuse_lobby(self, error: RpcError) -> None:
+        waiting, self._lobby = self._lobby, []
+        for request in waiting:
+            self.refuse(request, error)
+
+    def _ask_all(self, request: Request) -> None:
+        """Serve a query or change that concerns several replicas."""
+        if request.id is None:
+            return
+        self.pending[request.id] = Pending(
+            None, None, request, request.rule, self._hub.stats.method(request.method), 0.0
+        )
+        self._hub.tasks.spawn(self._answer_from_all(request), request.method)
+
+    async def _answer_from_all(self, request: Request) -> None:
+        try:
+            result = await self._hub.queries.ask(self, request)
+        except RpcError as error:
+            self.pending.pop(request.id, None)
+            self.refuse(request, error)
+        else:
+            self.pending.pop(request.id, None)
+            self.respond(request, result)
+
+    # Requests of replicas
+
+    def adopt_callback(self, link: Link, request_id: Any, method: str) -> int:
+        """Give a replica's request an id that is unique for this client."""
+        self._next_callback += 1
+        alias = self._next_callback
+        self._callbacks[alias] = (link, request_id)
+        self._hub.stats.method(method).ok += 1
+        return alias
+
+    def _callback_answered(self, message: dict[str, Any]) -> None:
+        """Pass on the answer to a request that this client was sent; drop any other."""
+        alias = message.get("id")
+        entry = self._callbacks.pop(alias, None) if type(alias) is int else None
+        if entry is None:
+            return
+        link, request_id = entry
+        link.callbacks.pop(request_id, None)
+        link.send(envelope.encode({**message, "id": request_id}))
+
+    def _cancel(self, request: Request) -> None:
+        """Pass on a ``$/cancelRequest`` to where the request went."""
+        request_id = request.params.get("id")
+        pending = self.pending.get(request_id) if type(request_id) in (str, int) else None
+        if pending is not None and pending.link is not None:
+            pending.link.send(envelope.encode(request.message))
+
+    # Authentication
+
+    def _too_late(self) -> None:
+        if self.identity is None:
+            self.write(
+                envelope.error_frame(
+                    None,
+                    RpcError(errors.AUTHENTICATION_REQUIRED, "No connect arrived in time"),
+                )
+            )
+            self.cut("auth_timeout", "no connect in time")
+
+    def _unauthenticated(self, message: dict[str, Any]) -> None:
+        if message.get("method") == "connect":
+            self._connect(message)
+            return
+        self._hub.stats.auth["missing"] += 1
+        if message.get("method") is not None and "id" in message:
+            self.write(
+                envelope.error_frame(
+                    message["id"],
+                    RpcError(
+                        errors.AUTHENTICATION_REQUIRED,
+                        "Authentication required: the first request must be connect with a token",
+                    ),
+                )
+            )
+        self._failed_before_auth()
+
+    def _failed_before_auth(self) -> None:
+        self._auth_failures += 1
+        if self._auth_failures >= self._hub.limits.max_auth_failures:
+            self.cut("auth_failures", "too many failures before authentication")
+
+    def _connect(self, message: dict[str, Any]) -> None:
+        """Authenticate: the first ``connect``, or one more by the same identity."""
+        params = message.get("params")
+        params = params if type(params) is dict else {}
+        request_id = message.get("id")
+        unknown = next((name for name in params if name not in _CONNECT_FIELDS), None)
+        if unknown is not None:
+            self._connect_refused(
+                request_id,
+                RpcError(
+                    errors.INVALID_PARAMS,
+                    f"Invalid connect request: unknown field `{unknown[:64]}`",
+                ),
+            )
+            return
+        delay = self._hub.authenticator.delay(self.peer)
+        if delay > 0:
+            self._authenticating = True
+            self._hub.tasks.call_later(delay, self._authenticate, request_id, params)
+        else:
+            self._authenticate(request_id, params)
+
+    def _authenticate(self, request_id: Any, params: dict[str, Any]) -> None:
+        if self.closed:
+            return
+        proof = self._hub.authenticator.authenticate(params.get("token"), self.peer)
+        if inspect.isawaitable(proof):
+            self._authenticating = True
+
+            async def prove() -> None:
+                self._authenticated(request_id, params, await proof)
+
+            self._hub.tasks.spawn(prove(), f"authenticate {self.peer}")
+        else:
+            self._authenticated(request_id, params, proof)
+
+    def _authenticated(
+        self, request_id: Any, params: dict[str, Any], identity: Identity | None
+    ) -> None:
+        if self.closed:
+            return
+        hub = self._hub
+        before = self.identity
+        if identity is None or (
+            before is not None
+            and (identity.tenant, identity.user, identity.role)
+            != (before.tenant, before.user, before.role)
+        ):
+            hub.authenticator.failed(self.peer)
+            hub.stats.auth["failed"] += 1
+            hub.audit.record("authentication", **self.who(), outcome="failed")
+            hub.log.info("authentication failed", extra={"peer": self.peer})
+            self._connect_refused(
+                request_id,
+                RpcError(errors.AUTHENTICATION_FAILED, "Authentication failed: invalid token"),
+            )
+            return
+        hub.stats.auth["accepted"] += 1
+        self.identity = identity
+        self.connect_params = {key: value for key, value in params.items() if key != "token"}
+        if before is None:
+            self._deadline.cancel()
+            self.owner = Owner(identity.tenant, identity.user)
+            self._policy = hub.policy.view(identity)
+            self._buffer.max_frame = hub.limits.max_frame
+            self._tenant_stats = hub.stats.tenant(identity.tenant)
+            self._tenant_stats.clients += 1
+            hub.client_authenticated(self)
+        hub.audit.record("authentication", **self.who(), outcome="accepted")
+        self._set_expiry(identity)
+        self._authenticating = True
+        hub.tasks.spawn(self._welcome(request_id), f"welcome {self.peer}")
+
+    def _set_expiry(self, identity: Identity) -> None:
+        if self._expiry is not None:
+            self._expiry.cancel()
+            self._expiry = None
+        if identity.expires_at is not None:
+            seconds = max(0.0, identity.expires_at - self._hub.wall_clock())
+            # A timer's range is bounded; what ends later than that is looked at again.
+            self._expiry = self._hub.tasks.call_later(min(seconds, 86400.0), self._expired)
+
+    def _expired(self) -> None:
+        identity = self.identity
+        if identity is None or identity.expires_at is None:
+            return
+        if identity.expires_at <= self._hub.wall_clock():
+            self.cut("revoked", "the token has expired")
+        else:
+            self._set_expiry(identity)
+
+    def _connect_refused(self, request_id: Any, error: RpcError) -> None:
+        if request_id is not None:
+            self.write(envelope.error_frame(request_id, error))
+        self._authenticating = False
+        if self.identity is None:
+            self._failed_before_auth()
+        self._release_held()
+
+    async def _welcome(self, request_id: Any) -> None:
+        """Answer an accepted ``connect`` as a CLI would."""
+        kinds = self.connect_params.get("supportedTaskKinds", [])
+        plain = (
+            type(kinds) is list
+            and all(type(kind) is str and kind in _TASK_KINDS for kind in kinds)
+            and self.connect_params.keys() <= {"supportedTaskKinds"}
+        )
+        try:
+            if plain:
+                hello = await self._hub.hello()
+                offered = _DEFAULT_TASK_KINDS.union(kinds)
+                result = {
+                    "ok": True,
+                    "protocolVersion": hello.get("protocolVersion", 3),
+                    "version": hello.get("version", ""),
+                    "taskKinds": [kind for kind in _TASK_KINDS if kind in offered],
+                }
+            else:
+                # Only a CLI can tell whether it accepts these.
+                result = await self._hub.greet_with(self.connect_params)
+        except RpcError as error:
+            self._connect_refused(request_id, error)
+            return
+        if request_id is not None:
+            self._hub.stats.method("connect").ok += 1
+            self.write(envelope.result_frame(request_id, result))
+        self._authenticating = False
+        self._release_held()
+
+    def _release_held(self) -> None:
+        held, self._held = self._held, []
+        for index, body in enumerate(held):
+            if self.closed:
+                return
+            if self._authenticating:
+                self._held = held[index:] + self._held
+                return
+            self._body(body)
+
+    # Flow
+
+    def pause_writing(self) -> None:
+        """Note that the client does not keep up: its links are not read until it does."""
+        self.write_paused = True
+        for link in self.links.values():
+            link.pause_reading()
+
+    def resume_writing(self) -> None:
+        """Note that the client keeps up again."""
+        self.write_paused = False
+        for link in self.links.values():
+            link.resume_reading()
+
+    def hold_reading(self) -> None:
+        """Stop reading the client because one of its replicas does not keep up."""
+        self._holds += 1
+        if self._holds == 1 and not self.closed:
+            self.sink.pause_reading()
+
+    def release_reading(self) -> None:
+        """Undo one :meth:`hold_reading`."""
+        self._holds -= 1
+        if self._holds == 0 and not self.closed:
+            self.sink.resume_reading()
+
+    # The end
+
+    @property
+    def busy(self) -> bool:
+        """Whether something of this client's is under way: a request or a turn."""
+        return bool(self.pending) or any(
+            binding.session is not None and binding.session.turn.busy
+            for binding in self.bindings.values()
+        )
+
+    def cut(self, reason: str, detail: str) -> None:
+        """Close the client, saying why in log and counters; what was written still leaves."""
+        if self.closed:
+            return
+        self._hub.stats.clients_cut[reason] += 1
+        self._hub.log.info(
+            "client cut", extra={"peer": self.peer, "reason": reason, "detail": detail}
+        )
+        self.sink.close()
+        self.lost()
+
+    def lost(self) -> None:
+        """Note that the connection has ended, from either side; idempotent."""
+        if self.closed:
+            return
+        self.closed = True
+        self._deadline.cancel()
+        if self._expiry is not None:
+            self._expiry.cancel()
+        hub = self._hub
+        hub.clients.discard(self)
+        hub.stats.clients_open -= 1
+        if self._tenant_stats is not None:
+            self._tenant_stats.clients -= 1
+        for link in list(self.links.values()):
+            link.close()
+        for binding in list(self.bindings.values()):
+            binding.waiting.clear()
+            binding.leave()
+        self.bindings.clear()
+        self.pending.clear()
+        self._callbacks.clear()
+        self._lobby.clear()
+        hub.client_gone(self)

@@ -1,0 +1,376 @@
+"""One connection from the gateway to a replica; the counterpart of ``client``.
+
+A link serves one client (or, as a *control link*, the gateway itself). Nearly all that arrives is
+forwarded as it came: runs of frames leave as one slice of the chunk they arrived in. What needs a
+look is peeked at, not decoded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import secrets
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from gateway import errors
+from gateway.core import answers
+from gateway.errors import RpcError
+from gateway.wire import envelope, framing, stream
+from gateway.wire.methods import SERVER_METHODS
+from gateway.wire.stream import Kind
+
+if TYPE_CHECKING:
+    from gateway.core.client import Client
+    from gateway.core.hub import Hub
+    from gateway.core.ports import Sink
+    from gateway.core.replica import Replica
+    from gateway.core.session import Binding
+
+_OWN_ID_PREFIX = f"gateway-{secrets.token_hex(8)}-"
+"""Ids of the gateway's own requests; clients cannot guess one, so theirs never collide."""
+
+_own_ids = itertools.count(1)
+
+_DROP, _FORWARD, _FORWARD_NOW = 0, 1, 2
+
+
+class LinkLostError(Exception):
+    """The link ended before an answer came."""
+
+
+class Link:
+    """A connection to ``replica`` on behalf of ``client``.
+
+    Attributes:
+        replica: where it leads.
+        client: whom it serves; None for a control link.
+        sink: where bytes go; None before the connection is made.
+        ready: the handshake is done; frames may be sent.
+        closed: the link has ended.
+        bindings: the sessions that use it.
+    """
+
+    __slots__ = (
+        "_after",
+        "_buffer",
+        "_client_paused",
+        "_hub",
+        "_opening",
+        "_own",
+        "bindings",
+        "callbacks",
+        "client",
+        "closed",
+        "ready",
+        "replica",
+        "sink",
+        "version",
+        "write_paused",
+    )
+
+    def __init__(self, hub: Hub, replica: Replica, client: Client | None) -> None:
+        self._hub = hub
+        self._buffer = framing.FrameBuffer(hub.limits.max_replica_frame)
+        self._own: dict[str, asyncio.Future[Any]] = {}
+        self._after: Callable[[], None] | None = None
+        self._opening: asyncio.Task[None] | None = None
+        self._client_paused = False
+        self.replica = replica
+        self.client = client
+        self.sink: Sink | None = None
+        self.ready = False
+        self.closed = False
+        self.write_paused = False
+        self.version = ""
+        self.bindings: set[Binding] = set()
+        self.callbacks: dict[Any, int] = {}
+        """Replica's request id -> id under which the client knows it, until it is answered."""
+
+    def __repr__(self) -> str:
+        """Return a diagnosis."""
+        state = "closed" if self.closed else "ready" if self.ready else "opening"
+        whom = "control" if self.client is None else repr(self.client)
+        return (
+            f"<Link {self.replica.name} {state} for {whom} sessions={len(self.bindings)} "
+            f"own={len(self._own)} callbacks={len(self.callbacks)}>"
+        )
+
+    # Opening and closing
+
+    async def open(self) -> None:
+        """Connect and shake hands, with the client's own connection parameters.
+
+        Raises:
+            OSError: the replica cannot be reached.
+            LinkLostError: it hung up during the handshake.
+            RpcError: it refused the handshake.
+        """
+        self.sink = await self._hub.dialer.dial(self)
+        if self.client is not None and self.client.write_paused:
+            self.pause_reading()
+        params = dict(self.client.connect_params) if self.client is not None else {}
+        if self.replica.spec.token is not None:
+            params["token"] = self.replica.spec.token
+        timeout = self._hub.limits.handshake_timeout
+        try:
+            result = await self.request("connect", params, timeout)
+        except RpcError as error:
+            if error.code != errors.METHOD_NOT_FOUND:
+                self.close()
+                raise
+            # A CLI before 1.0 has no handshake.
+            result = {}
+        except TimeoutError:
+            self.close()
+            raise LinkLostError(f"{self.replica.name} does not answer the handshake") from None
+        self.version = str(result.get("version", "")) if type(result) is dict else ""
+        self.ready = True
+        self.replica.greeted(result)
+
+    def lost(self, reason: str) -> None:
+        """Note that the connection has ended, from either side; idempotent."""
+        if self.closed:
+            return
+        self.closed = True
+        self.ready = False
+        for waiting in self._own.values():
+            if not waiting.done():
+                waiting.set_exception(LinkLostError(reason))
+        self._own.clear()
+        self._hub.link_lost(self, reason)
+
+    def close(self) -> None:
+        """End the connection."""
+        if self.sink is not None:
+            self.sink.abort()
+        self.lost("closed by the gateway")
+
+    # Flow
+
+    def pause_reading(self) -> None:
+        """Take nothing more from the replica: the client's buffer is full."""
+        if not self._client_paused and self.sink is not None and not self.closed:
+            self._client_paused = True
+            self.sink.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Take from the replica again."""
+        if self._client_paused and self.sink is not None and not self.closed:
+            self._client_paused = False
+            self.sink.resume_reading()
+
+    def pause_writing(self) -> None:
+        """Note that the replica does not keep up; its client is not read meanwhile."""
+        self.write_paused = True
+        if self.client is not None:
+            self.client.hold_reading()
+
+    def resume_writing(self) -> None:
+        """Note that the replica keeps up again."""
+        self.write_paused = False
+        if self.client is not None:
+            self.client.release_reading()
+
+    # To the replica
+
+    def send(self, frame: bytes) -> None:
+        """Send one frame."""
+        if self.sink is not None and not self.closed:
+            self.sink.write(frame)
+            stats = self._hub.stats
+            stats.frames_to_replica += 1
+            stats.bytes_to_replica += len(frame)
+
+    async def request(self, method: str, params: Any, timeout: float) -> Any:
+        """Send a request of the gateway's own and return its result.
+
+        Raises:
+            RpcError: the replica answered with an error.
+            LinkLostError: the link ended first.
+            TimeoutError: no answer within ``timeout`` seconds.
+        """
+        if self.closed:
+            raise LinkLostError(f"link to {self.replica.name} is closed")
+        request_id = f"{_OWN_ID_PREFIX}{next(_own_ids)}"
+        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._own[request_id] = answer
+        try:
+            self.send(envelope.request_frame(request_id, method, params))
+            async with asyncio.timeout(timeout):
+                return await answer
+        finally:
+            self._own.pop(request_id, None)
+
+    # From the replica
+
+    @property
+    def mid_frame(self) -> bool:
+        """Whether the replica has begun a frame that it has not ended."""
+        return len(self._buffer) > 0
+
+    def feed(self, data: bytes) -> None:
+        """Take a chunk of the replica's stream."""
+        stats = self._hub.stats
+        stats.bytes_from_replica += len(data)
+        whole = self._buffer.join(data)
+        if whole is None:
+            return
+        client = self.client
+        start = pos = 0
+        size = len(whole)
+        frames = quiet = 0
+        while pos < size:
+            pos, run = stream.skim(whole, pos)
+            if run:
+                frames += run
+                quiet += run
+                if pos >= size:
+                    break
+            try:
+                header = self._buffer.frame(whole, pos)
+            except framing.FramingError as error:
+                self._broken(error)
+                return
+            if header is None:
+                break
+            verdict = self._frame(whole, pos, header.body, header.end)
+            if verdict == _FORWARD:
+                frames += 1
+                pos = header.end
+                continue
+            # The run before this frame leaves first, so that order is kept.
+            if verdict == _FORWARD_NOW:
+                frames += 1
+                pos = header.end
+            if client is not None and start < pos:
+                client.write(whole[start:pos])
+            pos = start = header.end
+            after = self._after
+            if after is not None:
+                self._after = None
+                after()
+        stats.events_forwarded += quiet
+        stats.frames_from_replica += frames
+        if client is not None and start < pos:
+            client.write(whole if pos - start == size else whole[start:pos])
+            stats.frames_to_client += frames
+
+    def _broken(self, error: framing.FramingError) -> None:
+        self._hub.log.error(
+            "replica sent a broken frame",
+            extra={"replica": self.replica.name, "reason": error.hint},
+        )
+        self.close()
+
+    def _frame(self, data: bytes, start: int, body: int, end: int) -> int:
+        """Deal with one frame; return whether it is forwarded as it is.
+
+        With :data:`_FORWARD_NOW` and :data:`_DROP`, :attr:`_after` is called once what came before
+        (with the first: including this frame) has been handed to the client.
+        """
+        kind, key, name, tail = stream.peek(data, body, end)
+        client = self.client
+        if kind is Kind.RESPONSE:
+            if type(key) is str and key.startswith(_OWN_ID_PREFIX):
+                self._own_answer(key, data[body:end])
+                return _DROP
+            if client is None:
+                return _DROP
+            return self._answer(client, key, name, data, body, end)
+        if kind is Kind.LIFECYCLE:
+            return self._lifecycle(key, data[start:end])
+        if client is None:
+            return _DROP
+        if kind is Kind.EVENT:
+            binding = client.bindings.get(key)
+            if binding is not None:
+                binding.event(name)
+            return _FORWARD
+        if kind is Kind.REQUEST:
+            alias = client.adopt_callback(self, key, name)
+            self.callbacks[key] = alias
+            frame = stream.with_id(data, body, end, tail, alias)
+            self._after = lambda: client.write(frame)
+            return _DROP
+        if kind is Kind.NOTIFICATION:
+            if name == "$/cancelRequest":
+                self._cancel(client, data[body:end])
+                return _DROP
+            return _FORWARD if name in SERVER_METHODS else _DROP
+        self._hub.log.warning(
+            "replica sent a message that answers nobody",
+            extra={"replica": self.replica.name, "kind": kind.name.lower()},
+        )
+        return _DROP
+
+    def _own_answer(self, key: str, body: bytes) -> None:
+        waiting = self._own.pop(key, None)
+        if waiting is None or waiting.done():
+            return
+        message = envelope.loads(body)
+        error = message.get("error")
+        if error is None:
+            waiting.set_result(message.get("result"))
+        elif type(error) is dict:
+            waiting.set_exception(
+                RpcError(
+                    error.get("code", errors.INTERNAL_ERROR),
+                    str(error.get("message", "")),
+                    error.get("data"),
+                )
+            )
+        else:
+            waiting.set_exception(RpcError(errors.INTERNAL_ERROR, "malformed error"))
+
+    def _answer(
+        self, client: Client, key: Any, outcome: str, data: bytes, body: int, end: int
+    ) -> int:
+        """Match a response with what the client asked; answers to nothing are dropped."""
+        pending = client.pending.get(key) if type(key) in (str, int) else None
+        if pending is None or pending.link is not self:
+            return _DROP
+        del client.pending[key]
+        self.replica.stats.in_flight -= 1
+        ok = outcome == "result"
+        counters = pending.stats
+        if ok:
+            counters.ok += 1
+        else:
+            counters.error += 1
+        counters.duration.observe(self._hub.now() - pending.started)
+        hook = pending.hook
+        if hook is None:
+            return _FORWARD
+        text = data[body:end]
+        if pending.rewrites:
+            self._after = lambda: hook(ok, text)
+            return _DROP
+        self._after = lambda: hook(ok, text)
+        return _FORWARD_NOW
+
+    def _lifecycle(self, session_id: Any, frame: bytes) -> int:
+        """Forward a lifecycle notification only to those who may know of the session."""
+        if self.client is None:
+            self._hub.lifecycle(self.replica, session_id, frame)
+            return _DROP
+        owner = self._hub.owners.get(session_id)
+        if owner is not None and self.client.sees(owner):
+            return _FORWARD
+        if owner is None:
+            self._hub.deliver_when_known(self.client, session_id, frame)
+        else:
+            self._hub.stats.lifecycle_dropped += 1
+        return _DROP
+
+    def _cancel(self, client: Client, body: bytes) -> None:
+        """Pass on the cancelling of a replica's request under the id the client knows."""
+        message = envelope.loads(body)
+        params = message.get("params")
+        alias = self.callbacks.get(params.get("id")) if type(params) is dict else None
+        if alias is not None:
+            client.write(envelope.notification_frame("$/cancelRequest", {"id": alias}))
+
+    def unavailable(self, session_id: str | None) -> RpcError:
+        """Return the error for requests that this link can no longer carry."""
+        return answers.replica_unavailable(session_id, self._hub.limits.retry_after)

@@ -1,0 +1,79 @@
+"""What the core needs from the outside, as interfaces; the edges implement them."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Coroutine
+from typing import TYPE_CHECKING, Any, Protocol
+
+from gateway.types import Identity
+
+if TYPE_CHECKING:
+    from gateway.core.link import Link
+
+
+class Sink(Protocol):
+    """Where bytes for a peer go: an ``asyncio.Transport`` fits.
+
+    Writing never blocks and keeps order. What is written must not change afterwards.
+    """
+
+    def write(self, data: bytes, /) -> None:
+        """Send bytes."""
+
+    def pause_reading(self) -> None:
+        """Deliver nothing of the peer's until told otherwise."""
+
+    def resume_reading(self) -> None:
+        """Deliver again."""
+
+    def close(self) -> None:
+        """Send what was written, then close."""
+
+    def abort(self) -> None:
+        """Close at once."""
+
+    def is_closing(self) -> bool:
+        """Whether the end has begun."""
+
+
+class Dialer(Protocol):
+    """Opens connections to replicas."""
+
+    async def dial(self, link: Link) -> Sink:
+        """Connect ``link`` to its replica; what arrives goes to ``link.feed``.
+
+        Raises:
+            OSError: the replica cannot be reached (time-outs included).
+        """
+
+
+class Authenticator(Protocol):
+    """Proves identities."""
+
+    def authenticate(
+        self, token: object, peer: str
+    ) -> Identity | Awaitable[Identity | None] | None:
+        """Return who holds ``token`` (whatever a client put there), or None."""
+
+    def delay(self, peer: str) -> float:
+        """Return the seconds that the next failure answer to this source has to wait."""
+
+    def failed(self, peer: str) -> None:
+        """Note a failure of this source."""
+
+
+class Audit(Protocol):
+    """Takes records of who did what."""
+
+    def record(self, event: str, **fields: Any) -> None:
+        """Write one record; never blocks."""
+
+
+class Tasks(Protocol):
+    """Runs coroutines that outlive the call that needs them."""
+
+    def spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        """Run ``work`` to its end, logging what it raises."""
+
+    def call_later(self, seconds: float, callback: Any, *args: Any) -> Any:
+        """Call ``callback(*args)`` once after ``seconds``; the result has ``cancel()``."""

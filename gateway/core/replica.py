@@ -1,0 +1,83 @@
+"""What the core knows of one replica."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from gateway.core.stats import ReplicaStats
+from gateway.routing.health import Health
+from gateway.types import ReplicaSpec
+
+if TYPE_CHECKING:
+    from gateway.core.link import Link
+
+
+class Replica:
+    """One replica: its address, health and connections.
+
+    Attributes:
+        spec: name, address and token; replaced when it comes back elsewhere.
+        health: its state machine.
+        stats: its counters.
+        control: the gateway's own connection, for probes and questions; None while there is none.
+        links: all connections to it, the control link included.
+        version: the CLI's version as it last said, or "".
+        weight: share of new sessions relative to others.
+    """
+
+    __slots__ = (
+        "_reachable",
+        "control",
+        "health",
+        "hello",
+        "links",
+        "spec",
+        "stats",
+        "version",
+        "weight",
+    )
+
+    def __init__(self, spec: ReplicaSpec, health: Health, stats: ReplicaStats) -> None:
+        self.spec = spec
+        self.health = health
+        self.stats = stats
+        self.control: Link | None = None
+        self.links: set[Link] = set()
+        self.version = ""
+        self.hello: dict[str, Any] = {}
+        self.weight = 1
+        self._reachable = asyncio.Event()
+
+    def __repr__(self) -> str:
+        """Return a diagnosis."""
+        return f"<Replica {self.name} {self.health.state} links={len(self.links)}>"
+
+    @property
+    def name(self) -> str:
+        """The stable name."""
+        return self.spec.name
+
+    @property
+    def reachable(self) -> bool:
+        """Whether it can serve sessions now."""
+        return self.health.reachable
+
+    def greeted(self, hello: Any) -> None:
+        """Note the result of a handshake."""
+        if type(hello) is dict:
+            self.hello = hello
+            self.version = str(hello.get("version", ""))
+
+    def state_changed(self) -> None:
+        """Publish the health's state to counters and waiters."""
+        self.stats.state = self.health.state
+        self.stats.ejections = self.health.ejections
+        if self.health.reachable:
+            self._reachable.set()
+        else:
+            self._reachable.clear()
+
+    async def until_reachable(self) -> None:
+        """Return once it can serve sessions."""
+        await self._reachable.wait()

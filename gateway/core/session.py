@@ -1,0 +1,527 @@
+"""Sessions, and the bindings of clients to them.
+
+A :class:`Session` is what this worker knows of a conversation; a :class:`Binding` is one client's
+way to it. While a binding is *open* its messages pass straight to the link. Otherwise they wait, in
+order and bounded, while one task (:meth:`Binding._advance`) does what opening takes: find the
+owner, choose the replica, connect, create or resume. Other sessions of the client go on meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections import deque
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from gateway.core import answers, recipe
+from gateway.core.link import Link, LinkLostError
+from gateway.core.turn import Turn
+from gateway.errors import RpcError
+from gateway.policy.rules import MethodRule, Route
+from gateway.policy.session_ids import lone_session_ids
+from gateway.types import Placement
+from gateway.wire import envelope, framing
+
+if TYPE_CHECKING:
+    from gateway.core.client import Client
+    from gateway.core.hub import Hub
+
+_GATED = frozenset({Route.CREATE, Route.RESUME, Route.FORK})
+
+
+Answer = tuple[bool | None, bytes]
+"""Whether a request succeeded (None: it was never answered), and the answer's body."""
+
+
+def _resolver(outcome: asyncio.Future[Answer]) -> Callable[[bool | None, bytes], None]:
+    """Return a hook that hands the answer to a waiting coroutine."""
+
+    def resolve(ok: bool | None, text: bytes) -> None:
+        if not outcome.done():
+            outcome.set_result((ok, text))
+
+    return resolve
+
+
+class SessionNotFoundError(Exception):
+    """There is no such session, or it is not the caller's: one answer for both."""
+
+
+class Session:
+    """A conversation as this worker knows it.
+
+    Attributes:
+        id: the session id.
+        placement: owner, replica and epoch as last read from the registry.
+        bindings: the clients of this worker that use it.
+        turn: whether it is working.
+    """
+
+    __slots__ = ("bindings", "id", "placement", "turn")
+
+    def __init__(self, placement: Placement) -> None:
+        self.id = placement.session_id
+        self.placement = placement
+        self.bindings: set[Binding] = set()
+        self.turn = Turn()
+
+    def __repr__(self) -> str:
+        """Return a diagnosis."""
+        return (
+            f"<Session {self.id} on {self.placement.replica} epoch={self.placement.epoch} "
+            f"bindings={len(self.bindings)} busy={self.turn.busy}>"
+        )
+
+    @property
+    def live(self) -> bool:
+        """Whether a client of this worker is attached to it."""
+        return any(binding.attached for binding in self.bindings)
+
+
+class Request:
+    """A client's message on its way to a replica.
+
+    Attributes:
+        message: the parsed message; its parts may be replaced before it is sent.
+        rule: what the policy says about its method.
+        id: the request id, or None for a notification.
+        size: bytes it arrived in, for the limits of what may wait.
+    """
+
+    __slots__ = ("id", "message", "rule", "size")
+
+    def __init__(self, message: dict[str, Any], rule: MethodRule, size: int) -> None:
+        self.message = message
+        self.rule = rule
+        self.id = message.get("id")
+        self.size = size
+
+    @property
+    def method(self) -> str:
+        """The method's name."""
+        return self.rule.method
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """The params; anything but an object counts as empty, as it does for the CLI."""
+        params = self.message.get("params")
+        return params if type(params) is dict else {}
+
+    @property
+    def gated(self) -> bool:
+        """Whether later messages wait until this one is answered or checked."""
+        return self.rule.route in _GATED or not self.rule.simple
+
+
+class Binding:
+    """One client's way to one session.
+
+    Attributes:
+        client: the client.
+        session_id: the session's id.
+        session: the session, once it is known to exist and to be the client's.
+        link: the link it uses, or None.
+        open: messages pass straight to the link.
+        attached: the client created or resumed the session and has not left it.
+        recipe: what it takes to attach again; None if it never was attached.
+        waiting: messages that wait for the binding to open.
+    """
+
+    __slots__ = (
+        "_cut",
+        "_hub",
+        "_waiting_bytes",
+        "_working",
+        "attached",
+        "client",
+        "link",
+        "open",
+        "recipe",
+        "session",
+        "session_id",
+        "waiting",
+    )
+
+    def __init__(self, hub: Hub, client: Client, session_id: str) -> None:
+        self._hub = hub
+        self._cut = False
+        self._working = False
+        self._waiting_bytes = 0
+        self.client = client
+        self.session_id = session_id
+        self.session: Session | None = None
+        self.link: Link | None = None
+        self.open = False
+        self.attached = False
+        self.recipe: recipe.Recipe | None = None
+        self.waiting: deque[Request] = deque()
+
+    def __repr__(self) -> str:
+        """Return a diagnosis."""
+        state = "open" if self.open else "opening" if self._working else "idle"
+        return f"<Binding {self.session_id} {state} waiting={len(self.waiting)}>"
+
+    # Messages from the client
+
+    def submit(self, request: Request) -> None:
+        """Send a message now or once the binding is open, after all that wait already."""
+        if self.open and not request.gated:
+            self.client.forward(self.link, self, request)  # type: ignore[arg-type]
+            return
+        limits = self._hub.limits
+        if len(self.waiting) >= limits.queue_frames:
+            self.client.refuse(request, answers.overloaded("queue_frames", limits.queue_frames))
+            return
+        if self._waiting_bytes + request.size > limits.queue_bytes:
+            self.client.refuse(request, answers.overloaded("queue_bytes", limits.queue_bytes))
+            return
+        self._hub.stats.frames_queued += 1
+        self.waiting.append(request)
+        self._waiting_bytes += request.size
+        self.open = False
+        self._start()
+
+    def requeue(self, requests: list[Request]) -> None:
+        """Put messages that died with their link before all that wait, in order."""
+        for request in reversed(requests):
+            self.waiting.appendleft(request)
+            self._waiting_bytes += request.size
+
+    def _take(self) -> Request:
+        request = self.waiting.popleft()
+        self._waiting_bytes -= request.size
+        return request
+
+    # Opening
+
+    def _start(self) -> None:
+        if not self._working:
+            self._working = True
+            self._hub.stats.sessions_waiting += 1
+            self._hub.tasks.spawn(self._advance(), f"open {self.session_id}")
+
+    async def _advance(self) -> None:
+        """Do what the waiting messages need, in order, until the binding is open."""
+        try:
+            while not self.client.closed:
+                if self.attached and self.link is None:
+                    await self._rebind()
+                    continue
+                if not self.waiting:
+                    break
+                request = self.waiting[0]
+                if not request.gated:
+                    if self.link is None:
+                        await self._admit()
+                    self._flush()
+                    continue
+                self._take()
+                await self._gate(request)
+        finally:
+            self._working = False
+            self._hub.stats.sessions_waiting -= 1
+            self._settle_state()
+
+    def _settle_state(self) -> None:
+        """Leave the binding open, idle for a later attempt, or forgotten."""
+        if self.client.closed or self.link is None:
+            self.open = False
+            if not self.attached and not self.waiting:
+                self.leave()
+        else:
+            self.open = not self.waiting
+        if self.waiting and not self.client.closed:
+            self._start()
+
+    def _flush(self) -> None:
+        """Send the messages at the head that need nothing more."""
+        while self.waiting and self.link is not None and not self.waiting[0].gated:
+            self.client.forward(self.link, self, self._take())
+
+    def _refuse_waiting(self, error: RpcError | SessionNotFoundError) -> None:
+        """Answer the waiting messages up to the next one that could still make the session live."""
+        while self.waiting and self.waiting[0].rule.route not in _GATED:
+            self._refuse(self._take(), error)
+
+    def _refuse(self, request: Request, error: RpcError | SessionNotFoundError) -> None:
+        if isinstance(error, RpcError):
+            self.client.refuse(request, error)
+            return
+        self.client.answer_unknown(request, self.session_id)
+
+    async def _reach(self, session: Session) -> Link:
+        """Return a ready link to the replica on which the session is, or shall be, live.
+
+        Raises:
+            RpcError: no such link was to be had in time.
+        """
+        hub = self._hub
+        give_up = hub.now() + hub.limits.rebind_timeout
+        while True:
+            replica = await hub.settled(session, give_up - hub.now())
+            try:
+                link = await self.client.link_to(replica)
+            except (OSError, LinkLostError) as error:
+                hub.note_failure(replica, str(error) or type(error).__name__)
+                if hub.now() >= give_up:
+                    raise answers.replica_unavailable(
+                        self.session_id, hub.limits.retry_after
+                    ) from None
+                await asyncio.sleep(hub.limits.redial_delay)
+                continue
+            self._use(session, link)
+            return link
+
+    def _use(self, session: Session, link: Link) -> None:
+        if self.session is not session:
+            self.leave()
+            self.session = session
+            session.bindings.add(self)
+        self.link = link
+        link.bindings.add(self)
+        self.client.bindings[self.session_id] = self
+
+    async def _admit(self) -> None:
+        """Find the session that waiting messages name and connect to it."""
+        try:
+            placement = await self._hub.authorize(self.client, self.session_id)
+            await self._reach(self._hub.session(placement))
+        except (RpcError, SessionNotFoundError) as error:
+            self._refuse_waiting(error)
+
+    async def _gate(self, request: Request) -> None:
+        """Check and send a message that holds up the later ones, and await its answer."""
+        try:
+            await self._check_other_ids(request)
+            if request.rule.route is Route.CREATE:
+                await self._create(request)
+            elif request.rule.route is Route.RESUME:
+                await self._resume(request)
+            else:
+                if self.link is None:
+                    placement = await self._hub.authorize(self.client, self.session_id)
+                    await self._reach(self._hub.session(placement))
+                if request.rule.route is Route.FORK:
+                    await self._fork(request)
+                else:
+                    self.client.forward(self.link, self, request)  # type: ignore[arg-type]
+        except (RpcError, SessionNotFoundError) as error:
+            self._refuse(request, error)
+            if self.link is None:
+                self._refuse_waiting(error)
+
+    async def _check_other_ids(self, request: Request) -> None:
+        """Make sure that every session the message names is the client's."""
+        if request.rule.simple:
+            return
+        for session_id in lone_session_ids(request.rule.session_paths, request.params):
+            if session_id != self.session_id:
+                await self._hub.authorize(self.client, session_id)
+
+    async def _create(self, request: Request) -> None:
+        hub = self._hub
+        if self.session is None or not self.session.live:
+            placement, fresh = await hub.place(self.client, self.session_id, request.method)
+        else:
+            placement, fresh = self.session.placement, False
+        answer = await self._attach(request, hub.session(placement))
+        if answer is None and fresh:
+            await hub.forget(placement)
+        hub.audit.record(
+            "session.create", **self.client.who(), session=self.session_id, ok=answer is not None
+        )
+
+    async def _resume(self, request: Request) -> None:
+        placement = await self._hub.authorize(self.client, self.session_id, adopt=True)
+        answer = await self._attach(request, self._hub.session(placement))
+        self._hub.audit.record(
+            "session.resume", **self.client.who(), session=self.session_id, ok=answer is not None
+        )
+
+    async def _attach(self, request: Request, session: Session) -> bytes | None:
+        """Send a create or resume until it is answered; return the answer if it succeeded.
+
+        A replica that dies before it answers has attached nobody and, of a new session, stored
+        nothing: asking again is safe.
+        """
+        while True:
+            link = await self._reach(session)
+            outcome: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+            self.client.forward(link, self, request, hook=_resolver(outcome))
+            ok, text = await outcome if request.id is not None else (False, b"")
+            if ok is None:
+                if self.client.closed:
+                    return None
+                continue
+            if not ok:
+                if not self.attached:
+                    self.leave()
+                return None
+            self.recipe = recipe.merged(self.recipe, request.params)
+            if not self.attached:
+                self.attached = True
+                self._hub.session_attached(session)
+            return text
+
+    async def _fork(self, request: Request) -> None:
+        """Send a message that mints a session, and own what it minted before saying so."""
+        outcome: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        link = self.link
+        assert link is not None
+        self.client.forward(
+            link,
+            self,
+            request,
+            hook=_resolver(outcome),
+            rewrites=True,
+        )
+        if request.id is None:
+            return
+        ok, text = await outcome
+        if ok is None:
+            raise answers.replica_unavailable(self.session_id, self._hub.limits.retry_after)
+        if ok:
+            result = envelope.loads(text).get("result")
+            minted = result.get("sessionId") if type(result) is dict else None
+            if type(minted) is str:
+                await self._hub.claim(self.client, minted, link.replica.name)
+                self._hub.audit.record("session.fork", **self.client.who(), session=minted, ok=True)
+        self.client.write(framing.encode(text))
+
+    async def _rebind(self) -> None:
+        """Attach again, on the client's behalf, after the link was lost."""
+        session = self.session
+        assert session is not None
+        assert self.recipe is not None
+        hub = self._hub
+        give_up = hub.now() + hub.limits.rebind_timeout
+        error: RpcError | SessionNotFoundError
+        while True:
+            try:
+                link = await self._reach(session)
+                await self._resume_silently(link, session)
+                break
+            except (RpcError, SessionNotFoundError) as refused:
+                error = refused
+            except (LinkLostError, TimeoutError):
+                if self.client.closed:
+                    return
+                if hub.now() < give_up:
+                    await asyncio.sleep(hub.limits.redial_delay)
+                    continue
+                error = answers.replica_unavailable(self.session_id, hub.limits.retry_after)
+            hub.stats.sessions_failed += 1
+            hub.log.warning(
+                "session could not be made live again",
+                extra={"session": self.session_id, "reason": str(error)},
+            )
+            self._end_cut_turn()
+            self.detached()
+            self._drop_link()
+            self._refuse_waiting(error)
+            return
+        hub.stats.sessions_rebound += 1
+        hub.log.info(
+            "session is live again",
+            extra={"session": self.session_id, "replica": link.replica.name},
+        )
+        self._end_cut_turn()
+        self._flush()
+
+    async def _resume_silently(self, link: Link, session: Session) -> None:
+        timeout = self._hub.limits.rebind_timeout
+        assert self.recipe is not None
+        try:
+            await link.request(
+                "session.resume",
+                recipe.resume_params(self.recipe, session.id, continue_pending_work=True),
+                timeout,
+            )
+        except RpcError as error:
+            # Before its first message a session is in no journal: nothing is lost by a new one.
+            if session.turn.sends or session.turn.seen_message or "not found" not in error.message:
+                raise
+            await link.request(
+                "session.create", recipe.create_params(self.recipe, session.id), timeout
+            )
+
+    # Events
+
+    def event(self, name: str) -> None:
+        """Note a loud event that passes to the client."""
+        if self.session is not None:
+            self.session.turn.event(name)
+
+    def link_lost(self) -> None:
+        """Note that the link has ended; attach again if the client was attached."""
+        self.link = None
+        self.open = False
+        session = self.session
+        if session is None:
+            return
+        if self.attached:
+            self._cut = session.turn.busy or self._cut
+            if not self.client.closed:
+                self._start()
+        elif not self._working:
+            self.leave()
+
+    def _end_cut_turn(self) -> None:
+        """Tell the client that the turn which died with the replica has ended."""
+        if not self._cut:
+            return
+        self._cut = False
+        if self.session is not None:
+            self.session.turn.cut()
+        for name, data in (
+            (
+                "session.error",
+                {
+                    "errorType": "gateway",
+                    "message": "The replica died during this turn; the turn was not completed",
+                },
+            ),
+            ("session.idle", {}),
+        ):
+            event = {
+                "type": name,
+                "data": data,
+                "ephemeral": True,
+                "id": str(uuid.uuid4()),
+                "timestamp": datetime.now(UTC).isoformat(timespec="milliseconds")[:-6] + "Z",
+                "parentId": None,
+            }
+            self.client.write(
+                envelope.notification_frame(
+                    "session.event", {"sessionId": self.session_id, "event": event}
+                )
+            )
+
+    # Leaving
+
+    def detached(self) -> None:
+        """Note that the client left the session; it may still use it unattached."""
+        if self.attached:
+            self.attached = False
+            self.recipe = None
+            if self.session is not None:
+                self._hub.session_detached(self.session)
+
+    def _drop_link(self) -> None:
+        if self.link is not None:
+            self.link.bindings.discard(self)
+            self.link = None
+
+    def leave(self) -> None:
+        """Forget the session."""
+        self.detached()
+        self._drop_link()
+        self.open = False
+        if self.session is not None:
+            self.session.bindings.discard(self)
+            self._hub.session_left(self.session)
+            self.session = None
+        if self.client.bindings.get(self.session_id) is self and not self.waiting:
+            del self.client.bindings[self.session_id]
