@@ -187,12 +187,12 @@ class Gates:
             self._changed.notify_all()
             await self._changed.wait_for(lambda: name in self._open)
 
-    async def arrived(self, name: str, count: int) -> None:
+    async def waiting(self, name: str, count: int = 1) -> None:
         """Wait until ``count`` arrivals have been seen, released or not."""
         async with self._changed:
             await self._changed.wait_for(lambda: self._arrivals.get(name, 0) >= count)
 
-    async def open(self, name: str) -> None:
+    async def release(self, name: str) -> None:
         """Let through who waits at a gate and whoever comes later."""
         async with self._changed:
             self._open.add(name)
@@ -286,11 +286,11 @@ class ModelServer:
 
     async def waiting(self, gate: str, count: int = 1) -> None:
         """Wait until ``count`` requests have arrived at a gate since the start."""
-        await self._gates.arrived(gate, count)
+        await self._gates.waiting(gate, count)
 
     async def release(self, gate: str) -> None:
         """Open a gate, for who waits at it and for all later."""
-        await self._gates.open(gate)
+        await self._gates.release(gate)
 
     async def _models(self, request: web.Request) -> web.Response:
         model = {"id": DEFAULT_MODEL, "object": "model", "owned_by": "copilot-gateway"}

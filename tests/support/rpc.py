@@ -85,7 +85,8 @@ class Inbox:
             async with asyncio.timeout(within):
                 return await waiter.future
         except TimeoutError:
-            raise TimeoutError(f"not received; got {[_brief(m) for m in self.messages]}") from None
+            last = [_brief(message) for message in self.messages[-20:]]
+            raise TimeoutError(f"not received; the last others: {last}") from None
         finally:
             self._waiters.remove(waiter)
 
@@ -163,7 +164,7 @@ class RpcClient:
         await self.close()
 
     @property
-    def transport(self) -> asyncio.Transport:
+    def transport(self) -> asyncio.WriteTransport:
         """The transport, to pause reading or to look at the socket."""
         return self._writer.transport
 

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import sys
 from collections import deque
 from pathlib import Path
 from typing import Self
@@ -205,3 +206,14 @@ class RealCli:
         if self._drain is not None:
             await self._drain
             self._drain = None
+
+
+def fake_cli_executable(directory: Path) -> Path:
+    """Write a program that runs the fake CLI with the real one's command line; return its path."""
+    path = directory / "copilot"
+    path.write_text(
+        "#!/bin/sh\n"
+        f'PYTHONPATH="{REPOSITORY}" exec "{sys.executable}" -m tests.support.fake_cli "$@"\n'
+    )
+    path.chmod(0o755)
+    return path
