@@ -154,7 +154,7 @@ class AuthSettings:
     mode: str = setting(
         choice("token", "none"),
         "token",
-        "`token`: a client presents a token in `connect`. `none`: every client is an admin of "
+        "How clients prove who they are. `token`: a client presents a token in `connect`. `none`: every client is an admin of "
         "tenant `default`; refused on listeners other than loopback unless `auth.insecure`.",
         flag="--auth",
     )
@@ -212,12 +212,12 @@ class AuthSettings:
 
 @dataclass(frozen=True, slots=True)
 class RoutingSettings:
-    """How a session finds its replica."""
+    """Sessions to replicas."""
 
     mode: str = setting(
         choice("auto", "sticky", "free"),
         "auto",
-        "`sticky`: by consistent hash of the session id. `free`: the least loaded replica, which "
+        "How a session finds its replica. `sticky`: by consistent hash of the session id. `free`: the least loaded replica, which "
         "needs shared storage. `auto`: free where storage is known to be shared, else sticky.",
         flag="--routing",
     )
@@ -231,12 +231,12 @@ class RoutingSettings:
 
 @dataclass(frozen=True, slots=True)
 class StorageSettings:
-    """Where replicas keep sessions."""
+    """The disks of replicas."""
 
     mode: str = setting(
         choice("auto", "local", "shared"),
         "auto",
-        "`local`: each replica has its own disk. `shared`: all see the same session directory. "
+        "Where replicas keep sessions. `local`: each replica has its own disk. `shared`: all see the same session directory. "
         "`auto`: found out while running, `local` until proven otherwise.",
         flag="--storage",
     )
@@ -298,7 +298,6 @@ class SpawnSettings:
         listing("argument", str, str, " "),
         (),
         "Further command line arguments for each CLI.",
-        private=True,
     )
     env: tuple[tuple[str, str], ...] = setting(
         variables(),
@@ -327,7 +326,7 @@ class RegistrySettings:
     url: str = setting(
         url("sqlite", "redis", "rediss", "memory"),
         "",
-        "`sqlite:///absolute/path` for any number of workers on one machine; `redis://` or "
+        "Where the registry is. `sqlite:///absolute/path` for any number of workers on one machine; `redis://` or "
         "`rediss://` for many machines; `memory://` for one worker and tests. "
         "Empty: `registry.db` in `server.state_dir`.",
         flag="--registry",
