@@ -1,0 +1,1 @@
+"""Benchmarks: the gateway beside a direct connection, HAProxy and nginx, on the same traffic."""
