@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 
 from gateway import __version__
-from gateway.cli import serve, token
+from gateway.cli import admin_client, serve, token
 from gateway.errors import EXIT_FAILURE, EXIT_USAGE, StartupError
 
 PROGRAM = "copilot-gateway"
@@ -32,6 +32,8 @@ def build_parser() -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     serve.add_commands(subparsers)
     token.add_commands(subparsers)
+    connect.add_command(subparsers)
+    admin_client.add_commands(subparsers)
     return parser
 
 
