@@ -6,6 +6,8 @@ figures are what an application sees, so they include the SDK's own time.
 
 from __future__ import annotations
 
+import asyncio
+import importlib.util
 import json
 import os
 import secrets
@@ -25,8 +27,8 @@ from bench.process import Process
 from bench.results import BenchError, Measured, Result, ScenarioResult
 from bench.stats import figures, ratios, summarize
 from bench.targets import Fleet, start_gateway
-from gateway.errors import GatewayError
-from gateway.io.cli_binary import DEFAULT_NAME, find_cli, resolve_native
+from gateway.errors import StartupError
+from gateway.io.cli_binary import DEFAULT_NAME, locate_cli
 from gateway.testing.model_server import DEFAULT_MODEL
 
 ROUNDS = 3
@@ -41,6 +43,9 @@ STEPS = {
     "turn": "short streamed turn",
 }
 """What the clients time, with the titles of the table's rows."""
+
+Clients = dict[str, tuple[str, list[str]]]
+"""Title and command of a client per SDK."""
 
 _HERE = Path(__file__).resolve().parent
 _PREFIX = "sdk-"
@@ -62,16 +67,16 @@ def run(rounds: int = ROUNDS, cli: Path | None = None) -> Result:
         BenchError: The CLI or the Python SDK is missing, or a client failed.
     """
     try:
-        binary = resolve_native(find_cli(str(cli.resolve()) if cli else DEFAULT_NAME))
-    except GatewayError as error:
+        binary = asyncio.run(locate_cli(str(cli.resolve()) if cli else DEFAULT_NAME))
+    except StartupError as error:
         raise BenchError(str(error)) from error
-    clients = _clients(binary)
+    clients = _clients(binary.path)
     result = Result(
         machine.now(),
-        {**machine.describe(), "cli": _version(binary)},
+        {**machine.describe(), "cli": binary.version},
         {"rounds": rounds, "turns": TURNS},
     )
-    for name, title in clients:
+    for name, (title, _) in clients.items():
         for step, meaning in STEPS.items():
             sides = {"direct": Measured(), "gateway": Measured()}
             result.scenarios.append(
@@ -81,17 +86,15 @@ def run(rounds: int = ROUNDS, cli: Path | None = None) -> Result:
             )
     with ExitStack() as stack:
         directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="copilot-gateway-sdk-"))
-        _measure(result, binary, dict(clients), stack, Path(directory))
+        _measure(result, binary.path, clients, stack, Path(directory))
     return result
 
 
-def _measure(
-    result: Result, binary: Path, clients: dict[str, str], stack: ExitStack, here: Path
-) -> None:
+def _measure(result: Result, binary: Path, clients: Clients, stack: ExitStack, here: Path) -> None:
     model = stack.enter_context(
         Process(
             [sys.executable, "-m", "gateway.testing.model_server", "--port", "0"],
-            ready=r"http://127\.0\.0\.1:(\d+)",
+            ready=r"listening on port (\d+)\n",
             log=here / "model.log",
         )
     )
@@ -108,7 +111,7 @@ def _measure(
                 "COPILOT_MODEL": DEFAULT_MODEL,
                 "COPILOT_CONNECTION_TOKEN": cli_token,
             },
-            ready=r"listening on port (\d+)",
+            ready=r"listening on port (\d+)\n",
             log=here / "cli.log",
         )
     )
@@ -122,9 +125,9 @@ def _measure(
     for number in range(result.settings["rounds"]):
         order = list(sides) if number % 2 == 0 else list(reversed(sides))
         for side in order:
-            for client in clients:
+            for client, (_, command) in clients.items():
                 print(f"{client} SDK, round {number + 1}: {side}", file=sys.stderr, flush=True)
-                samples = _client(client, *sides[side], model_url)
+                samples = _client(command, *sides[side], model_url)
                 for step in STEPS:
                     scenario = result.scenario(f"{_PREFIX}{client}-{step}")
                     assert scenario is not None
@@ -139,19 +142,16 @@ def _round(milliseconds: Sequence[float]) -> Round:
     }
 
 
-def _clients(binary: Path) -> list[tuple[str, str]]:
-    try:
-        import copilot  # noqa: F401, PLC0415
-    except ImportError as error:
-        raise BenchError(
-            "the Python SDK is missing: pip install 'copilot-gateway[demo]'"
-        ) from error
-    found = [("python", "Python SDK")]
-    if shutil.which("node") and _node_sdk(binary):
-        found.append(("node", "Node SDK"))
+def _clients(binary: Path) -> Clients:
+    if importlib.util.find_spec("copilot") is None:
+        raise BenchError("the Python SDK is missing: pip install 'copilot-gateway[demo]'")
+    clients = {"python": ("Python SDK", [sys.executable, str(_HERE / "sdk_client.py")])}
+    node, entry = shutil.which("node"), _node_sdk(binary)
+    if node and entry:
+        clients["node"] = ("Node SDK", [node, str(_HERE / "sdk_client.mjs"), str(entry)])
     else:
         print("left out: Node SDK: needs node and @github/copilot-sdk", file=sys.stderr)
-    return found
+    return clients
 
 
 def _node_sdk(binary: Path) -> Path | None:
@@ -164,23 +164,22 @@ def _node_sdk(binary: Path) -> Path | None:
     return None
 
 
-def _client(name: str, address: str, token: str, model_url: str) -> dict[str, list[float]]:
-    arguments = [address, model_url, str(TURNS)]
-    env = {**os.environ, "COPILOT_CONNECTION_TOKEN": token}
-    if name == "node":
-        entry = _node_sdk(resolve_native(find_cli()))
-        command = ["node", str(_HERE / "sdk_client.mjs"), *arguments]
-        env["COPILOT_SDK_ENTRY"] = str(entry)
-    else:
-        command = [sys.executable, str(_HERE / "sdk_client.py"), *arguments]
+def _client(
+    command: Sequence[str], address: str, token: str, model_url: str
+) -> dict[str, list[float]]:
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, check=False, timeout=CLIENT_SECONDS, env=env
+            [*command, address, model_url, str(TURNS)],
+            env={**os.environ, "COPILOT_CONNECTION_TOKEN": token},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=CLIENT_SECONDS,
         )
     except subprocess.TimeoutExpired as error:
-        raise BenchError(f"the {name} SDK did not finish within {CLIENT_SECONDS:.0f} s") from error
+        raise BenchError(f"{command[1]} did not finish within {CLIENT_SECONDS:.0f} s") from error
     if done.returncode != 0:
-        raise BenchError(f"the {name} SDK failed on {address}:\n{done.stderr.strip()[-1500:]}")
+        raise BenchError(f"{command[1]} failed on {address}:\n{done.stderr.strip()[-1500:]}")
     samples: dict[str, list[float]] = json.loads(done.stdout.splitlines()[-1])
     return samples
 
