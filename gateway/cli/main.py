@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 
 from gateway import __version__
-from gateway.cli import admin_client, serve, token
+from gateway.cli import admin_client, connect, serve, token
 from gateway.errors import EXIT_FAILURE, EXIT_USAGE, StartupError
 
 PROGRAM = "copilot-gateway"
