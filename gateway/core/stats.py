@@ -13,10 +13,12 @@ client.
 
 from __future__ import annotations
 
+import inspect
 import re
 from bisect import bisect_left
 from collections import defaultdict
 
+from gateway.routing.registry import Registry
 from gateway.types import ReplicaState
 
 GATEWAY_TIME_BOUNDS = (
@@ -35,16 +37,20 @@ REGISTRY_TIME_BOUNDS = (1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.
 REJECT_REASONS = ("limit", "source", "draining")
 """Why a connection is refused on arrival: too many, an address not allowed or banned, shutdown."""
 
-CUT_REASONS = ("stalled", "dead", "limit", "protocol", "auth_timeout", "revoked", "shutdown")
+CUT_REASONS = (
+    "stalled", "dead", "limit", "protocol", "auth_timeout", "auth_failures", "revoked", "shutdown",
+)  # fmt: skip
 """Why the gateway closes a client that did not ask for it."""
 
 AUTH_OUTCOMES = ("accepted", "failed", "missing", "limited")
 """What became of an authentication; ``limited`` is refused unseen after too many failures."""
 
-REGISTRY_OPERATIONS = (
-    "get", "get_many", "claim", "move", "forget", "owned_by", "placed_on", "counts",
-)  # fmt: skip
-"""The methods of :class:`gateway.routing.registry.Registry` that are counted."""
+REGISTRY_OPERATIONS = tuple(
+    name
+    for name, member in vars(Registry).items()
+    if inspect.iscoroutinefunction(member) and name not in ("open", "close")
+)
+"""The methods of the registry's interface that are counted."""
 
 METHOD_CLASSES = (
     "connect",

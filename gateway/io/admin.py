@@ -319,7 +319,7 @@ class _Api:
         if scheme.lower() == "bearer" and hmac.compare_digest(digest, self._digest):
             return
         if headers:
-            self._record(request, "auth", outcome="failed", reason="wrong admin token")
+            self._record(request, "authentication", outcome="failed", reason="wrong admin token")
         raise AdminError(
             HTTPStatus.UNAUTHORIZED,
             "unauthorized",

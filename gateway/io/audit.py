@@ -129,8 +129,9 @@ class AuditLog:
         """Queue one line; returns at once and never raises.
 
         Args:
-            event: ``auth``, ``session.create``, ``session.resume``, ``session.delete``,
-                ``session.fork``, ``method.denied`` or ``admin.<action>``.
+            event: ``authentication``, ``session.create``, ``session.resume``, ``session.delete``,
+                ``session.fork``, ``denied`` (a method), ``host-change`` (a method that changes
+                what all sessions of a replica see) or ``admin.<action>``.
             fields: any of :data:`FIELDS`, or ``identity``, an
                 :class:`~gateway.types.Identity` that stands for tenant, user, role and source.
                 Fields that are None are left out.

@@ -11,6 +11,7 @@ from gateway.core.stats import (
     MAX_TENANTS,
     METHOD_CLASSES,
     OTHER_TENANTS,
+    REGISTRY_OPERATIONS,
     Histogram,
     Stats,
     method_class,
@@ -116,6 +117,11 @@ def test_registry_calls() -> None:
     assert (claim.ok, claim.failed, sum(claim.duration.counts)) == (1, 1, 2)
     with pytest.raises(KeyError):
         stats.registry_done("guess", 0.1, ok=True)
+
+
+def test_all_operations_of_the_registry_are_counted() -> None:
+    assert {"get", "claim", "move", "forget", "owned_by"} <= set(REGISTRY_OPERATIONS)
+    assert not {"open", "close", "__init__"} & set(REGISTRY_OPERATIONS)
 
 
 def test_replica_is_made_once_and_can_be_forgotten() -> None:

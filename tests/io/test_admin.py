@@ -236,7 +236,7 @@ async def test_without_the_token_nothing_is_shown_or_done(
         assert (await answer.json())["error"]["code"] == "unauthorized"
     assert api.view.calls == []
     recorded = [event for event, _ in api.audit.all]
-    assert recorded == ([] if given is None else ["auth"])
+    assert recorded == ([] if given is None else ["authentication"])
 
 
 async def test_two_authorization_headers_are_refused(api: Api) -> None:

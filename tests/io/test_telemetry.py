@@ -10,7 +10,13 @@ import pytest
 from prometheus_client import REGISTRY
 from prometheus_client.parser import text_string_to_metric_families
 
-from gateway.core.stats import METHOD_CLASSES, Stats
+from gateway.core.stats import (
+    AUTH_OUTCOMES,
+    CUT_REASONS,
+    METHOD_CLASSES,
+    REJECT_REASONS,
+    Stats,
+)
 from gateway.io.telemetry import (
     BUILD_INFO,
     METRICS,
@@ -95,6 +101,17 @@ def test_the_page_names_exactly_the_exposed_metrics() -> None:
 def test_the_page_lists_the_method_classes() -> None:
     page = PAGE.read_text()
     assert [name for name in METHOD_CLASSES if f"| `{name}` |" not in page] == []
+
+
+def test_the_page_explains_every_reason_and_outcome() -> None:
+    page = PAGE.read_text()
+    words = (
+        *REJECT_REASONS,
+        *CUT_REASONS,
+        *AUTH_OUTCOMES,
+        *(state.value for state in ReplicaState),
+    )
+    assert [word for word in words if f"`{word}`" not in page] == []
 
 
 def test_names_follow_the_conventions() -> None:
