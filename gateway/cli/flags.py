@@ -45,9 +45,7 @@ def add_setting_flags(parser: argparse.ArgumentParser, names: Iterable[str] | No
         parser.add_argument(
             one.flag,
             dest=_PREFIX + name,
-            metavar="{" + ",".join(one.kind.choices) + "}"
-            if one.kind.choices
-            else one.kind.metavar,
+            metavar="|".join(one.kind.choices) or one.kind.metavar,
             action="append" if one.kind.many else "store",
             help=_help(one),
         )

@@ -49,12 +49,12 @@ class Source:
     Attributes:
         file: the configuration file, or None.
         environ: the environment; holds secrets.
-        flags: flags that were given, by setting name.
+        flags: flags that were given, by setting name; a URL among them may hold a password.
     """
 
     file: Path | None = None
     environ: Mapping[str, str] = field(default_factory=dict, repr=False)
-    flags: Mapping[str, object] = field(default_factory=dict)
+    flags: Mapping[str, object] = field(default_factory=dict, repr=False)
 
     def load(self) -> Settings:
         """Read the file, if any, and build the settings.

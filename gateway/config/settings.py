@@ -154,7 +154,8 @@ class AuthSettings:
     mode: str = setting(
         choice("token", "none"),
         "token",
-        "How clients prove who they are. `token`: a client presents a token in `connect`. `none`: every client is an admin of "
+        "How clients prove who they are. "
+        "`token`: a client presents a token in `connect`. `none`: every client is an admin of "
         "tenant `default`; refused on listeners other than loopback unless `auth.insecure`.",
         flag="--auth",
     )
@@ -217,7 +218,8 @@ class RoutingSettings:
     mode: str = setting(
         choice("auto", "sticky", "free"),
         "auto",
-        "How a session finds its replica. `sticky`: by consistent hash of the session id. `free`: the least loaded replica, which "
+        "How a session finds its replica. "
+        "`sticky`: by consistent hash of the session id. `free`: the least loaded replica, which "
         "needs shared storage. `auto`: free where storage is known to be shared, else sticky.",
         flag="--routing",
     )
@@ -236,7 +238,8 @@ class StorageSettings:
     mode: str = setting(
         choice("auto", "local", "shared"),
         "auto",
-        "Where replicas keep sessions. `local`: each replica has its own disk. `shared`: all see the same session directory. "
+        "Where replicas keep sessions. "
+        "`local`: each replica has its own disk. `shared`: all see the same session directory. "
         "`auto`: found out while running, `local` until proven otherwise.",
         flag="--storage",
     )
@@ -326,7 +329,8 @@ class RegistrySettings:
     url: str = setting(
         url("sqlite", "redis", "rediss", "memory"),
         "",
-        "Where the registry is. `sqlite:///absolute/path` for any number of workers on one machine; `redis://` or "
+        "Where the registry is. "
+        "`sqlite:///absolute/path` for any number of workers on one machine; `redis://` or "
         "`rediss://` for many machines; `memory://` for one worker and tests. "
         "Empty: `registry.db` in `server.state_dir`.",
         flag="--registry",
