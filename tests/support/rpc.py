@@ -116,6 +116,7 @@ class RpcClient:
         self.notifications = Inbox()
         self.requests = Inbox()
         self.strays = Inbox()
+        self._recorded: bytearray | None = None
         self.hello: Message = {}
         self.ended = asyncio.Event()
         self._task = asyncio.create_task(self._read(), name="rpc-client-reader")
@@ -214,6 +215,15 @@ class RpcClient:
         """Send bytes as they are."""
         self._writer.write(data)
 
+    async def drain(self) -> None:
+        """Wait until what was sent is with the kernel, or nearly."""
+        await self._writer.drain()
+
+    def record(self) -> bytearray:
+        """Return a buffer to which all bytes received from now on are appended."""
+        self._recorded = bytearray()
+        return self._recorded
+
     async def wait_event(
         self,
         session_id: str,
@@ -268,7 +278,10 @@ class RpcClient:
                 header = await self._reader.readuntil(b"\r\n\r\n")
                 name, _, value = header.partition(b":")
                 assert name == b"Content-Length", header
-                self._dispatch(json.loads(await self._reader.readexactly(int(value))))
+                body = await self._reader.readexactly(int(value))
+                if self._recorded is not None:
+                    self._recorded += header + body
+                self._dispatch(json.loads(body))
         except (asyncio.IncompleteReadError, ConnectionError):
             pass
         finally:

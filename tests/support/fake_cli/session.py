@@ -136,7 +136,7 @@ class Session:
         self._no_hook = asyncio.Event()
         self._no_hook.set()
         self._started = False
-        self._in_tool = False
+        self._in_turn = False
         self._turn = 0
         self._interrupted: list[Call] = []
         self._cwd = str(cli.home / "work")
@@ -412,8 +412,8 @@ class Session:
         self.external.clear()
         worker.cancel()
         await asyncio.wait([worker])
-        if self._in_tool:
-            self._in_tool = False
+        if self._in_turn:
+            self._in_turn = False
             self.emit("assistant.turn_end", {"turnId": str(self._turn)})
         self._end({"aborted": True})
 
@@ -430,6 +430,7 @@ class Session:
         try:
             await self._call_model(interaction, work.prompts[-1][0] if work.prompts else None)
         except ModelFailure as failure:
+            self._in_turn = False
             self.emit("assistant.turn_end", {"turnId": str(self._turn)})
             error: dict[str, Any] = {"errorType": "query", "message": str(failure)}
             if failure.status is not None:
@@ -483,6 +484,7 @@ class Session:
         """
         while True:
             turn = str(self._turn)
+            self._in_turn = True
             self.emit("assistant.turn_start", {"turnId": turn, "interactionId": interaction})
             self.emit("model.call_start", {"turnId": turn, "model": self._model}, ephemeral=True)
             message_id = str(uuid.uuid4())
@@ -501,9 +503,8 @@ class Session:
             }
             self.emit("assistant.message", message)
             if call is not None:
-                self._in_tool = True
                 await self._run_tool(call, interaction)
-                self._in_tool = False
+            self._in_turn = False
             self.emit("assistant.turn_end", {"turnId": turn})
             if call is None:
                 return
@@ -710,7 +711,8 @@ class Session:
                 "wasFreeform": True,
             }
         self.emit("user_input.completed", {**answer, "requestId": request_id}, ephemeral=True)
-        return _succeeded(f"User responded: {answer['answer']}")
+        verb = "responded" if answer.get("wasFreeform") else "selected"
+        return _succeeded(f"User {verb}: {answer['answer']}")
 
     async def _first_answer(
         self, method: str, params: dict[str, Any], wanted: Callable[[Attachment], bool]

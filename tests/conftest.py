@@ -1,0 +1,24 @@
+"""Fixtures for every test."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from gateway.testing.model_server import ModelServer
+from tests.support.fake_cli import FakeCli
+
+
+@pytest.fixture
+async def model_server() -> AsyncIterator[ModelServer]:
+    """A scripted model endpoint."""
+    async with ModelServer() as server:
+        yield server
+
+
+@pytest.fixture
+async def fake_cli() -> AsyncIterator[FakeCli]:
+    """One fake CLI with storage of its own and a token."""
+    async with FakeCli(token="replica-token") as cli:
+        yield cli
