@@ -292,7 +292,7 @@ class Client:
                 self._cancel(request)
                 return
             self.refuse(request, request.rule.denied())
-            self._hub.audit.record("denied", **self.who(), method=request.method)
+            self._hub.audit.record("denied", **self.who(), method=request.method, outcome="denied")
         elif route is Route.LOCAL:
             if request.method == "connect":
                 self._connect(request.message)
@@ -433,7 +433,12 @@ class Client:
     def _deleted(self, binding: Binding, text: bytes) -> None:
         result = envelope.loads(text).get("result")
         ok = type(result) is not dict or result.get("success") is not False
-        self._hub.audit.record("session.delete", **self.who(), session=binding.session_id, ok=ok)
+        self._hub.audit.record(
+            "session.delete",
+            **self.who(),
+            session=binding.session_id,
+            outcome="ok" if ok else "failed",
+        )
         if ok:
             self._hub.session_deleted(binding.session_id)
 
@@ -657,26 +662,16 @@ class Client:
                 ),
             )
             return
-        delay = self._hub.authenticator.delay(self.peer)
-        if delay > 0:
-            self._authenticating = True
-            self._hub.tasks.call_later(delay, self._authenticate, request_id, params)
-        else:
-            self._authenticate(request_id, params)
-
-    def _authenticate(self, request_id: Any, params: dict[str, Any]) -> None:
-        if self.closed:
-            return
         proof = self._hub.authenticator.authenticate(params.get("token"), self.peer)
-        if inspect.isawaitable(proof):
-            self._authenticating = True
-
-            async def prove() -> None:
-                self._authenticated(request_id, params, await proof)
-
-            self._hub.tasks.spawn(prove(), f"authenticate {self.peer}")
-        else:
+        if not inspect.isawaitable(proof):
             self._authenticated(request_id, params, proof)
+            return
+        self._authenticating = True
+
+        async def prove() -> None:
+            self._authenticated(request_id, params, await proof)
+
+        self._hub.tasks.spawn(prove(), f"authenticate {self.peer}")
 
     def _authenticated(
         self, request_id: Any, params: dict[str, Any], identity: Identity | None
@@ -690,14 +685,17 @@ class Client:
             and (identity.tenant, identity.user, identity.role)
             != (before.tenant, before.user, before.role)
         ):
-            hub.authenticator.failed(self.peer)
             hub.stats.auth["failed"] += 1
             hub.audit.record("authentication", **self.who(), outcome="failed")
             hub.log.info("authentication failed", extra={"peer": self.peer})
-            self._connect_refused(
-                request_id,
-                RpcError(errors.AUTHENTICATION_FAILED, "Authentication failed: invalid token"),
-            )
+            error = RpcError(errors.AUTHENTICATION_FAILED, "Authentication failed: invalid token")
+            delay = hub.authenticator.failed(self.peer)
+            if delay > 0:
+                # Nothing else is read from this client meanwhile; a good token never waits.
+                self._authenticating = True
+                hub.tasks.call_later(delay, self._connect_refused, request_id, error)
+            else:
+                self._connect_refused(request_id, error)
             return
         hub.stats.auth["accepted"] += 1
         self.identity = identity
@@ -710,7 +708,7 @@ class Client:
             self._tenant_stats = hub.stats.tenant(identity.tenant)
             self._tenant_stats.clients += 1
             hub.client_authenticated(self)
-        hub.audit.record("authentication", **self.who(), outcome="accepted")
+        hub.audit.record("authentication", **self.who(), outcome="ok")
         self._set_expiry(identity)
         self._authenticating = True
         hub.tasks.spawn(self._welcome(request_id), f"welcome {self.peer}")

@@ -170,6 +170,11 @@ class Hub:
             self._close_links(replica)
 
     def _close_links(self, replica: Replica) -> None:
+        # The control link first, so that its end is not taken for the replica's.
+        control, replica.control = replica.control, None
+        if control is not None:
+            control.close()
+        replica.nudged.set()
         for link in list(replica.links):
             link.close()
 
@@ -217,6 +222,7 @@ class Hub:
         if replica.control is link:
             replica.control = None
             self._state(replica, replica.health.gone(self.now(), reason))
+            replica.nudged.set()
         if link.client is not None:
             link.client.link_lost(link)
 

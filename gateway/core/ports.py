@@ -55,11 +55,8 @@ class Authenticator(Protocol):
     ) -> Identity | Awaitable[Identity | None] | None:
         """Return who holds ``token`` (whatever a client put there), or None."""
 
-    def delay(self, peer: str) -> float:
-        """Return the seconds that the next failure answer to this source has to wait."""
-
-    def failed(self, peer: str) -> None:
-        """Note a failure of this source."""
+    def failed(self, peer: str) -> float:
+        """Note a failure of this source; return the seconds its answer has to wait."""
 
 
 class Audit(Protocol):

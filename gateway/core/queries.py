@@ -126,9 +126,7 @@ class Queries:
             *(self._hub.ask(replica, request.rule.sent_as, request.params) for replica in replicas),
             return_exceptions=True,
         )
-        self._hub.audit.record(
-            "host-change", **client.who(), method=request.method, replicas=len(replicas)
-        )
+        self._hub.audit.record("host-change", **client.who(), method=request.method, outcome="ok")
         for replica, result in zip(replicas, said, strict=True):
             if isinstance(result, LinkLostError):
                 raise answers.replica_unavailable(None, self._hub.limits.retry_after)

@@ -23,6 +23,8 @@ class Replica:
         control: the gateway's own connection, for probes and questions; None while there is none.
         links: all connections to it, the control link included.
         version: the CLI's version as it last said, or "".
+        hello: the result of its last handshake.
+        nudged: set when something happened that a prober should look at now.
         weight: share of new sessions relative to others.
     """
 
@@ -32,6 +34,7 @@ class Replica:
         "health",
         "hello",
         "links",
+        "nudged",
         "spec",
         "stats",
         "version",
@@ -47,6 +50,7 @@ class Replica:
         self.version = ""
         self.hello: dict[str, Any] = {}
         self.weight = 1
+        self.nudged = asyncio.Event()
         self._reachable = asyncio.Event()
 
     def __repr__(self) -> str:

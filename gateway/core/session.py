@@ -330,14 +330,20 @@ class Binding:
         if answer is None and fresh:
             await hub.forget(placement)
         hub.audit.record(
-            "session.create", **self.client.who(), session=self.session_id, ok=answer is not None
+            "session.create",
+            **self.client.who(),
+            session=self.session_id,
+            outcome="failed" if answer is None else "ok",
         )
 
     async def _resume(self, request: Request) -> None:
         placement = await self._hub.authorize(self.client, self.session_id, adopt=True)
         answer = await self._attach(request, self._hub.session(placement))
         self._hub.audit.record(
-            "session.resume", **self.client.who(), session=self.session_id, ok=answer is not None
+            "session.resume",
+            **self.client.who(),
+            session=self.session_id,
+            outcome="failed" if answer is None else "ok",
         )
 
     async def _attach(self, request: Request, session: Session) -> bytes | None:
@@ -387,7 +393,13 @@ class Binding:
             minted = result.get("sessionId") if type(result) is dict else None
             if type(minted) is str:
                 await self._hub.claim(self.client, minted, link.replica.name)
-                self._hub.audit.record("session.fork", **self.client.who(), session=minted, ok=True)
+                self._hub.audit.record(
+                    "session.fork",
+                    **self.client.who(),
+                    session=self.session_id,
+                    target=minted,
+                    outcome="ok",
+                )
         self.client.write(framing.encode(text))
 
     async def _rebind(self) -> None:

@@ -1,0 +1,211 @@
+"""The sockets of clients and replicas: thin shells around :mod:`gateway.core`."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from gateway.core.client import Client
+from gateway.core.hub import Hub
+from gateway.core.link import Link
+from gateway.core.ports import Sink
+from gateway.io.sockets import Keepalive, acknowledge, is_tcp, tune
+
+SHORT_READ_BYTES = 16 * 1024
+"""A replica's read below this may be all it may send until it is acknowledged."""
+
+
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """Back pressure and time-outs of connections.
+
+    Attributes:
+        high_water: unsent bytes at which the peer's counterpart is no longer read.
+        low_water: unsent bytes at which it is read again.
+        stall_timeout: seconds for which a client may take nothing while bytes wait for it.
+        dial_timeout: seconds to connect to a replica.
+        max_clients: connections at a time.
+        keepalive: see :class:`~gateway.io.sockets.Keepalive`.
+    """
+
+    high_water: int = 1 << 20
+    low_water: int = 256 << 10
+    stall_timeout: float = 60.0
+    dial_timeout: float = 3.0
+    max_clients: int = 10_000
+    keepalive: Keepalive = field(default_factory=Keepalive)
+
+
+class ClientProtocol(asyncio.Protocol):
+    """One accepted connection."""
+
+    __slots__ = ("_client", "_flow", "_hub", "_loop", "_sock", "_stalled", "_transport")
+
+    def __init__(self, hub: Hub, flow: Flow) -> None:
+        self._hub = hub
+        self._flow = flow
+        self._loop = asyncio.get_running_loop()
+        self._client: Client | None = None
+        self._sock: Any = None
+        self._stalled: asyncio.TimerHandle | None = None
+        self._transport: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Admit the connection."""
+        self._transport = transport = cast(asyncio.Transport, transport)
+        if len(self._hub.clients) >= self._flow.max_clients:
+            self._hub.stats.clients_rejected["limit"] += 1
+            transport.abort()
+            return
+        sock = transport.get_extra_info("socket")
+        if is_tcp(sock):
+            tune(sock, self._flow.keepalive)
+            self._sock = sock
+        transport.set_write_buffer_limits(self._flow.high_water, self._flow.low_water)
+        self._client = Client(self._hub, transport, _peer(transport))
+
+    def data_received(self, data: bytes) -> None:
+        """Hand a chunk to the core."""
+        client = self._client
+        if client is None:
+            return
+        stats = self._hub.stats
+        before = stats.frames_from_client
+        started = time.perf_counter()
+        client.feed(data)
+        frames = stats.frames_from_client - before
+        if frames:
+            stats.time_to_replica.observe(time.perf_counter() - started, frames)
+        if self._sock is not None and client.mid_frame and not client.closed:
+            acknowledge(self._sock)
+
+    def eof_received(self) -> bool:
+        """Treat a half-close as the end, as the CLI does."""
+        return False
+
+    def pause_writing(self) -> None:
+        """The client does not keep up: read less for it, and not for ever."""
+        if self._client is not None:
+            self._client.pause_writing()
+            self._watch()
+
+    def _watch(self) -> None:
+        transport = self._transport
+        assert transport is not None
+        left = transport.get_write_buffer_size()
+        self._stalled = self._loop.call_later(self._flow.stall_timeout, self._check, left)
+
+    def _check(self, before: int) -> None:
+        """Cut the client if it has taken nothing since the last look."""
+        transport, client = self._transport, self._client
+        assert transport is not None
+        assert client is not None
+        if transport.get_write_buffer_size() < before:
+            self._watch()
+            return
+        client.cut("stalled", f"took nothing for {self._flow.stall_timeout:g} s")
+        transport.abort()
+
+    def resume_writing(self) -> None:
+        """The client keeps up again."""
+        if self._stalled is not None:
+            self._stalled.cancel()
+            self._stalled = None
+        if self._client is not None:
+            self._client.resume_writing()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The connection has ended."""
+        if self._stalled is not None:
+            self._stalled.cancel()
+        if self._client is not None:
+            if isinstance(exc, TimeoutError) and not self._client.closed:
+                self._hub.stats.clients_cut["dead"] += 1
+            self._client.lost()
+
+
+class ReplicaProtocol(asyncio.Protocol):
+    """One dialed connection."""
+
+    __slots__ = ("_flow", "_link", "_sock", "_stats")
+
+    def __init__(self, link: Link, hub: Hub, flow: Flow) -> None:
+        self._link = link
+        self._flow = flow
+        self._stats = hub.stats
+        self._sock: Any = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Set the options."""
+        sock = transport.get_extra_info("socket")
+        if is_tcp(sock):
+            tune(sock, self._flow.keepalive)
+            self._sock = sock
+        cast(asyncio.Transport, transport).set_write_buffer_limits(
+            self._flow.high_water, self._flow.low_water
+        )
+
+    def data_received(self, data: bytes) -> None:
+        """Hand a chunk to the core."""
+        stats = self._stats
+        before = stats.frames_from_replica
+        started = time.perf_counter()
+        self._link.feed(data)
+        frames = stats.frames_from_replica - before
+        if frames:
+            stats.time_to_client.observe(time.perf_counter() - started, frames)
+        if self._sock is not None and len(data) < SHORT_READ_BYTES and not self._link.closed:
+            acknowledge(self._sock)
+
+    def pause_writing(self) -> None:
+        """The replica does not keep up."""
+        self._link.pause_writing()
+
+    def resume_writing(self) -> None:
+        """The replica keeps up again."""
+        self._link.resume_writing()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The connection has ended."""
+        self._link.lost(f"connection lost: {exc}" if exc else "the replica closed the connection")
+
+
+class ReplicaDialer:
+    """Connects links; implements :class:`gateway.core.ports.Dialer`.
+
+    Attributes:
+        hub: the hub of the links; set once it exists.
+        flow: options of new connections; replaced by a reload.
+    """
+
+    def __init__(self, flow: Flow) -> None:
+        self.flow = flow
+        self.hub: Hub | None = None
+
+    async def dial(self, link: Link) -> Sink:
+        """Connect ``link``.
+
+        Raises:
+            OSError: refused, unreachable or timed out.
+        """
+        spec = link.replica.spec
+        hub, flow = self.hub, self.flow
+        assert hub is not None
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(flow.dial_timeout):
+                transport, _ = await loop.create_connection(
+                    lambda: ReplicaProtocol(link, hub, flow), spec.host, spec.port
+                )
+        except TimeoutError:
+            raise OSError(f"{spec.name}: no connection within {flow.dial_timeout:g} s") from None
+        return transport
+
+
+def _peer(transport: asyncio.Transport) -> str:
+    name = transport.get_extra_info("peername")
+    if isinstance(name, tuple):
+        return f"[{name[0]}]:{name[1]}" if ":" in name[0] else f"{name[0]}:{name[1]}"
+    return "unix"
