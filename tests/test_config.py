@@ -238,6 +238,7 @@ def test_secrets_come_from_the_environment_and_stay_out_of_reprs():
     assert settings.admin.token == "hush-admin"
     assert settings.replicas[0].token == "hush-replica"
     assert settings.spawn.env == (("KEY", "hush-env"),)
+    assert set(settings.secrets()) == {"hush-static", "hush-admin", "hush-replica", "hush-url"}
     assert "hush" not in repr(settings)
     assert "hush" not in repr(settings.source)
     assert "hush" not in repr(settings.replicas)

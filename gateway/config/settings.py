@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
 
 from gateway.config.kinds import (
     Address,
@@ -585,6 +586,12 @@ class Settings:
     admin: AdminSettings = field(default_factory=AdminSettings)
     origins: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
     source: Source | None = field(default=None, compare=False, repr=False)
+
+    def secrets(self) -> tuple[str, ...]:
+        """Return the tokens and the password that the settings hold, for masking them in logs."""
+        found = [self.auth.static_token, self.admin.token, urlsplit(self.registry.url).password]
+        found += [replica.token for replica in self.replicas]
+        return tuple(one for one in found if one)
 
     def get(self, name: str) -> Any:
         """Return the value of ``section.key``."""
