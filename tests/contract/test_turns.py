@@ -328,3 +328,69 @@ async def test_send_messages(bench: Bench, cli: Cli, prompts: list[str]) -> None
     assert len(answer["messageIds"]) == len(prompts)
     await client.wait_event("s", "session.idle")
     await eventually(lambda: bench.model.requests[-1].user_messages == ["hi", *prompts])
+
+
+async def test_the_first_answer_to_user_input_wins(bench: Bench, cli: Cli) -> None:
+    one, two = await bench.client(cli), await bench.client(cli)
+    await one.request("session.create", bench.params("s", requestUserInput=True))
+    await two.request("session.resume", {"sessionId": "s", "requestUserInput": True})
+    await send(one, "s", '[[tool ask_user {"question":"color?"}]] go')
+    await one.requests.wait_for(lambda m: m["method"] == "userInput.request")
+    asked = await two.requests.wait_for(lambda m: m["method"] == "userInput.request")
+    two.reply(asked, {"answer": "two", "wasFreeform": True})
+    await one.wait_event("s", "session.idle")
+    assert last_answer(one, "s").endswith("User responded: two]")
+
+
+async def test_an_unanswered_hook_holds_up_abort(bench: Bench, cli: Cli) -> None:
+    client = await bench.client(cli)
+    await client.request("session.create", bench.params("s", hooks=True))
+    await send(client, "s", "hi")
+    asked = await client.requests.wait_for(lambda m: m["method"] == "hooks.invoke")
+    abort = client.post("session.abort", {"sessionId": "s"})
+    await client.request("ping")
+    assert "session.idle" not in event_types(client, "s")
+    while "session.idle" not in event_types(client, "s"):
+        client.reply(asked, {"output": None})
+        try:
+            asked = await client.requests.wait_for(lambda m: m["method"] == "hooks.invoke", 0.3)
+        except TimeoutError:
+            break
+    await client.wait_event("s", "session.idle")
+    assert await abort == {"success": True}
+
+
+async def leave_a_tool_call(bench: Bench, owner: RpcClient, other: RpcClient) -> str:
+    """Have both attached and a permission for a tool of ``owner`` pending; return its id."""
+    params = bench.params("s", tools=[tool("mine")], requestPermission=True)
+    await owner.request("session.create", params)
+    await other.request("session.resume", {"sessionId": "s", "requestPermission": True})
+    await send(owner, "s", "[[tool mine {}]] go")
+    asked = await owner.wait_event("s", "permission.requested")
+    request_id: str = asked["data"]["requestId"]
+    return request_id
+
+
+async def test_a_pending_tool_call_outlives_its_owner(bench: Bench, cli: Cli) -> None:
+    owner, other = await bench.client(cli), await bench.client(cli)
+    permission = await leave_a_tool_call(bench, owner, other)
+    await decide_permission(owner, "s", permission)
+    call = await other.wait_event("s", "external_tool.requested")
+    await owner.close()
+    await other.wait_event("s", "session.tools_updated")
+    assert await processing(other, "s") is True
+    assert await answer_tool(other, "s", call["data"]["requestId"], "from another") is True
+    await other.wait_event("s", "session.idle")
+    assert last_answer(other, "s").endswith("[mine returned: from another]")
+
+
+async def test_a_permitted_tool_call_fails_once_its_owner_left(bench: Bench, cli: Cli) -> None:
+    owner, other = await bench.client(cli), await bench.client(cli)
+    permission = await leave_a_tool_call(bench, owner, other)
+    await owner.close()
+    await other.wait_event("s", "session.tools_updated")
+    assert await decide_permission(other, "s", permission) is True
+    done = await other.wait_event("s", "tool.execution_complete")
+    assert done["data"]["success"] is False
+    assert "external_tool.requested" not in event_types(other, "s")
+    await other.wait_event("s", "session.idle")

@@ -73,7 +73,6 @@ class Pending:
 
     item: dict[str, Any]
     future: asyncio.Future[Any]
-    tool: str
 
 
 @dataclass(slots=True)
@@ -179,16 +178,13 @@ class Session:
             self.shutdown()
             return True
         del self.attached[connection]
-        owned = self._drop_tools(connection)
-        if owned:
+        if self._drop_tools(connection):
             self.emit("session.tools_updated", {"model": self._model}, ephemeral=True)
-        for pending in list(self.external.values()):
-            if pending.tool in owned:
-                pending.future.set_result({"error": "Tool owner disconnected"})
         return True
 
-    def _drop_tools(self, connection: Connection) -> set[str]:
-        owned = {name for name, tool in self.tools.items() if tool.owner is connection}
+    def _drop_tools(self, connection: Connection) -> list[str]:
+        """Forget the tools of a connection; return their names."""
+        owned = [name for name, tool in self.tools.items() if tool.owner is connection]
         for name in owned:
             del self.tools[name]
         return owned
@@ -626,7 +622,7 @@ class Session:
             return _failed(_NO_ONE_TO_ASK)
         prompt = _permission_prompt(call, self.tools.get(call.tool.name))
         request_id = call.permission_id or str(uuid.uuid4())
-        pending = self._wait(self.permissions, request_id, call, {"request": prompt})
+        pending = self._wait(self.permissions, request_id, {"request": prompt})
         if call.permission_id is None:
             self.emit(
                 "permission.requested",
@@ -662,7 +658,7 @@ class Session:
             self.emit("external_tool.completed", {"requestId": request_id})
             return _failed("Tool owner disconnected")
         item = {"toolCallId": call.call_id, "toolName": name, "arguments": arguments}
-        pending = self._wait(self.external, request_id, call, item)
+        pending = self._wait(self.external, request_id, item)
         if call.external_id is None:
             self.emit(
                 "external_tool.requested",
@@ -680,12 +676,10 @@ class Session:
             return _failed(str(answer.get("error", "Tool execution failed")))
         return _succeeded(result) if isinstance(result, str) else dict(result)
 
-    def _wait(
-        self, table: dict[str, Pending], request_id: str, call: Call, item: dict[str, Any]
-    ) -> Pending:
+    def _wait(self, table: dict[str, Pending], request_id: str, item: dict[str, Any]) -> Pending:
         """Enter a request into a table; it leaves the table when it is answered."""
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        pending = Pending({"requestId": request_id, **item}, future, call.tool.name)
+        pending = Pending({"requestId": request_id, **item}, future)
         table[request_id] = pending
         future.add_done_callback(lambda _: table.pop(request_id, None))
         return pending
