@@ -1,0 +1,92 @@
+"""The first two minutes: a gateway in front of two CLIs, and what to paste into an application.
+
+``python -m gateway.cli.quickstart`` becomes ``copilot-gateway serve --spawn 2``: the same process,
+with the same signals and exit status. A small child reads its output, passes it on, and prints the
+address, the token and a snippet once the gateway accepts connections.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import signal
+import sys
+from collections.abc import Mapping
+
+LISTEN = "127.0.0.1:4321"
+TOKEN_VARIABLE = "COPILOT_GATEWAY_TOKEN"  # noqa: S105 - the name, not the token
+GITHUB_VARIABLES = ("COPILOT_GITHUB_TOKEN", "GH_TOKEN", "GITHUB_TOKEN")
+PROVIDER_VARIABLE = "COPILOT_PROVIDER_BASE_URL"
+
+_READY = re.compile(r"^copilot-gateway listening on port (\d+)$")
+
+
+def snippet(url: str, token: str) -> str:
+    """Return five lines of Python that hold a conversation through the gateway at ``url``."""
+    gateway = f'RuntimeConnection.for_uri("{url}", connection_token="{token}")'
+    return f"""\
+import asyncio; from copilot import CopilotClient, RuntimeConnection
+async def main():
+    async with CopilotClient(connection={gateway}) as client:
+        print((await (await client.create_session()).send_and_wait("Say hello!")).data.content)
+asyncio.run(main())
+"""
+
+
+def missing_credentials(env: Mapping[str, str]) -> str:
+    """Return which variable to set if the CLIs will reach no model, else an empty text."""
+    if any(env.get(name) for name in (*GITHUB_VARIABLES, PROVIDER_VARIABLE)):
+        return ""
+    return (
+        "The CLIs have no access to a model yet. Set one of these and start again:\n"
+        f"  {' or '.join(GITHUB_VARIABLES)}: a GitHub token with access to Copilot\n"
+        f"  {PROVIDER_VARIABLE} (and COPILOT_MODEL): an OpenAI-compatible endpoint\n"
+    )
+
+
+def banner(port: int, env: Mapping[str, str]) -> str:
+    """Return what is printed once the gateway accepts connections on ``port``."""
+    url = f"127.0.0.1:{port}"
+    token = env[TOKEN_VARIABLE]
+    parts = [
+        f"cli_url: {url}\ntoken:   {token}\n",
+        f"With the Python SDK (pip install github-copilot-sdk):\n\n{snippet(url, token)}",
+        missing_credentials(env),
+        "Stop it with Ctrl-C.\n",
+    ]
+    return "\n" + "\n".join(part for part in parts if part)
+
+
+def _announce(output: int, env: Mapping[str, str]) -> None:
+    """Copy the gateway's output to ours, with the banner behind its ready line."""
+    # Ctrl-C is for the gateway; this process ends when the gateway has said its last word.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    with os.fdopen(output, encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            sys.stdout.write(line)
+            if ready := _READY.match(line.rstrip()):
+                sys.stdout.write(banner(int(ready.group(1)), env))
+            sys.stdout.flush()
+
+
+def main(argv: list[str]) -> None:
+    """Become the gateway; ``argv`` are further arguments of ``copilot-gateway serve``."""
+    env = dict(os.environ)
+    # One that is empty is none.
+    env[TOKEN_VARIABLE] = env.get(TOKEN_VARIABLE) or secrets.token_urlsafe(24)
+    output, output_end = os.pipe()
+    if os.fork() == 0:
+        os.close(output_end)
+        _announce(output, env)
+        os._exit(0)
+    os.close(output)
+    os.dup2(output_end, sys.stdout.fileno())
+    os.close(output_end)
+    command = [sys.executable, "-m", "gateway.cli", "serve", "--spawn", "2", "--listen", LISTEN]
+    os.execve(sys.executable, [*command, *argv], env)  # noqa: S606 - there is no shell, on purpose
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
