@@ -20,7 +20,7 @@ from bench.targets import TARGETS
 
 _COLOURS = ("#7f7f7f", "#4c78a8", "#54a24b", "#e45756", "#f58518", "#b279a2")
 _FONT = 'font-family="system-ui, sans-serif" font-size="12"'
-_LABEL_WIDTH = 330
+_LABEL_WIDTH = 410
 _BAR_WIDTH = 380
 _BAR_HEIGHT = 13
 _LEGEND_HEIGHT = 20

@@ -175,7 +175,7 @@ SCENARIOS: tuple[Scenario, ...] = (
     Scenario("idle-5000", "5,000 idle authenticated connections", "idle", connections=5000),
     Scenario(
         "slow-reader",
-        "bursts of 100 events, 28 fast connections beside 4 slow readers",
+        "bursts of 100 events, 28 connections beside 4 slow readers",
         "stream",
         connections=32,
         events=100,
