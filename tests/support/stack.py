@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import sys
+import time
 from collections import deque
 from pathlib import Path
 from typing import Self
@@ -178,6 +179,12 @@ class RealCli:
     def freeze(self) -> None:
         """Stop its process: it accepts (the kernel does) and never answers."""
         os.kill(self.pid, signal.SIGSTOP)
+        while not self._all_threads_stopped():
+            time.sleep(0.001)
+
+    def _all_threads_stopped(self) -> bool:
+        stats = Path(f"/proc/{self.pid}/task").glob("*/stat")
+        return all(stat.read_text().rpartition(")")[2].split()[0] == "T" for stat in stats)
 
     def unfreeze(self) -> None:
         """Let it go on."""

@@ -9,10 +9,18 @@ import signal
 from pathlib import Path
 
 import pytest
+from copilot.generated.session_events import RawSessionEventData, session_event_from_dict
 
 from tests.support.fake_cli import FakeCli
 from tests.support.rpc import RpcClient, RpcFault
-from tests.support.sessions import run_turn, send, session_params
+from tests.support.sessions import (
+    answer_tool,
+    decide_permission,
+    run_turn,
+    send,
+    session_params,
+    tool,
+)
 from tests.support.stack import CliMissingError, fake_cli_executable, real_cli
 
 
@@ -135,6 +143,33 @@ async def test_signed_in_needs_no_provider() -> None:
         await client.request("session.create", {"sessionId": "s"})
         assert await run_turn(client, "s", "hi") == "echo: hi [user messages: 1]"
         assert (await client.request("models.list"))["models"]
+
+
+async def test_the_sdk_decodes_every_event() -> None:
+    async with FakeCli() as cli, await cli.connect() as client:
+        params = session_params("s", tools=[tool("mine")], requestPermission=True)
+        await client.request("session.create", params)
+        for prompt in ("hi", "[[error 400]]", "[[tool nosuch {}]]"):
+            await run_turn(client, "s", prompt)
+        for call in ("[[tool mine {}]]", '[[tool bash {"command":"ls"}]]'):
+            await send(client, "s", call)
+            asked = (await client.wait_event("s", "permission.requested"))["data"]["requestId"]
+            await decide_permission(client, "s", asked)
+            if "mine" in call:
+                asked = (await client.wait_event("s", "external_tool.requested"))["data"]
+                await answer_tool(client, "s", asked["requestId"], "done")
+            await client.wait_event("s", "session.idle")
+        await client.request("session.detach", {"sessionId": "s"})
+        await client.request("session.resume", params)
+        await run_turn(client, "s", "more")
+        events = client.events("s")
+        assert {"session.shutdown", "session.resume", "session.error"} <= {
+            event["type"] for event in events
+        }
+        for event in events:
+            decoded = session_event_from_dict(event)
+            known = not isinstance(decoded.data, RawSessionEventData)
+            assert known or event["type"].startswith("model."), event["type"]
 
 
 async def test_remembers_what_it_was_asked() -> None:

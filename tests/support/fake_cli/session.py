@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from gateway.testing.model_server import DEFAULT_MODEL, ModelRequest, ToolCall
+from tests.support.fake_cli import payloads
 from tests.support.fake_cli.journal import Event
 from tests.support.fake_cli.model import ModelFailure
 
@@ -304,7 +305,7 @@ class Session:
         """Emit the settings event that follows every start and resume."""
         self.emit(
             "session.managed_settings_resolved",
-            {"source": "none", "managedKeys": []},
+            payloads.MANAGED_SETTINGS,
             ephemeral=True,
         )
 
@@ -317,7 +318,7 @@ class Session:
         if silent:
             self.attached.clear()
         self._cut()
-        self.emit("session.shutdown", {"shutdownType": "routine"})
+        self.emit("session.shutdown", payloads.shutdown(self.start_time, self._model))
         self.attached.clear()
         self.tools.clear()
         self.flush()
@@ -620,7 +621,11 @@ class Session:
         """Return None once permitted, else the failed result."""
         if not any(attachment.permission for attachment in self.attached.values()):
             return _failed(_NO_ONE_TO_ASK)
-        prompt = _permission_prompt(call, self.tools.get(call.tool.name))
+        tool = self.tools.get(call.tool.name)
+        description = "" if tool is None else str(tool.definition.get("description", ""))
+        request, prompt = payloads.permission(
+            call.call_id, call.tool.name, description, call.tool.arguments
+        )
         request_id = call.permission_id or str(uuid.uuid4())
         pending = self._wait(self.permissions, request_id, {"request": prompt})
         if call.permission_id is None:
@@ -628,7 +633,7 @@ class Session:
                 "permission.requested",
                 {
                     "requestId": request_id,
-                    "permissionRequest": prompt,
+                    "permissionRequest": request,
                     "promptRequest": prompt,
                     "agentMode": "interactive",
                     "permissionMode": "manual",
@@ -801,19 +806,6 @@ def _tool_request(call: Call) -> dict[str, Any]:
         "name": call.tool.name,
         "arguments": call.tool.arguments,
         "type": "function",
-    }
-
-
-def _permission_prompt(call: Call, tool: Tool | None) -> dict[str, Any]:
-    if call.tool.name == "bash":
-        command = call.tool.arguments.get("command", "")
-        return {"kind": "shell", "toolCallId": call.call_id, "fullCommandText": command}
-    return {
-        "kind": "custom-tool",
-        "toolCallId": call.call_id,
-        "toolName": call.tool.name,
-        "toolDescription": "" if tool is None else tool.definition.get("description", ""),
-        "args": call.tool.arguments,
     }
 
 
