@@ -12,6 +12,8 @@ BIN := .venv/bin
 LOCAL_CLI := .cache/cli/node_modules/.bin/copilot
 PYTHON_STAMP := .venv/.stamp
 CLI_STAMP := .cache/cli/.stamp
+# What the tests and benchmarks drive the gateway with.
+NODE_SDK := @github/copilot-sdk@1.0.14
 SOURCES := gateway tests bench
 
 # The CLI that tests and benchmarks run is the pinned one, unless the caller names another.
@@ -33,13 +35,14 @@ $(PYTHON_STAMP): pyproject.toml
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@touch $@
 
-$(CLI_STAMP): deploy/cli/package.json deploy/cli/package-lock.json deploy/install-cli.sh
+$(CLI_STAMP): deploy/cli/package.json deploy/cli/package-lock.json deploy/install-cli.sh Makefile
 	@echo "installing the Copilot CLI into .cache/cli"
-	@deploy/install-cli.sh .cache/cli
+	@deploy/install-cli.sh .cache/cli $(NODE_SDK)
 	@touch $@
 
 .PHONY: setup
 setup: $(PYTHON_STAMP) $(SETUP_CLI) ## Virtual environment, and the Copilot CLI if none is on PATH
+	@:
 
 .PHONY: run
 run: setup ## A gateway in front of two real CLIs, and what to paste into an application

@@ -7,6 +7,7 @@ address, the token and a snippet once the gateway accepts connections.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import secrets
@@ -22,26 +23,48 @@ PROVIDER_VARIABLE = "COPILOT_PROVIDER_BASE_URL"
 _READY = re.compile(r"^copilot-gateway listening on port (\d+)$")
 
 
-def snippet(url: str, token: str) -> str:
-    """Return five lines of Python that hold a conversation through the gateway at ``url``."""
+def snippet(url: str, token: str, env: Mapping[str, str]) -> str:
+    """Return a few lines of Python that hold a conversation through the gateway at ``url``.
+
+    With a GitHub token in ``env`` the CLIs know their model. A provider in their environment is
+    not used for the sessions of SDKs, so that the application has to name it.
+    """
     gateway = f'RuntimeConnection.for_uri("{url}", connection_token="{token}")'
+    imports, session = "import asyncio", ""
+    if env.get(PROVIDER_VARIABLE) and not _has_github_token(env):
+        # The key stays in the environment; this text is printed.
+        key = ""
+        if env.get("COPILOT_PROVIDER_API_KEY"):
+            imports, key = (
+                "import asyncio, os",
+                '"api_key": os.environ["COPILOT_PROVIDER_API_KEY"], ',
+            )
+        session = (
+            f"model={json.dumps(env.get('COPILOT_MODEL') or 'gpt-4.1')}, provider={{"
+            f'"type": {json.dumps(env.get("COPILOT_PROVIDER_TYPE") or "openai")}, '
+            f'{key}"base_url": {json.dumps(env[PROVIDER_VARIABLE])}}}'
+        )
     return f"""\
-import asyncio; from copilot import CopilotClient, RuntimeConnection
+{imports}; from copilot import CopilotClient, RuntimeConnection
 async def main():
     async with CopilotClient(connection={gateway}) as client:
-        print((await (await client.create_session()).send_and_wait("Say hello!")).data.content)
+        print((await (await client.create_session({session})).send_and_wait("Say hello!")).data.content)
 asyncio.run(main())
-"""
+"""  # noqa: E501 - five lines, to be pasted
+
+
+def _has_github_token(env: Mapping[str, str]) -> bool:
+    return any(env.get(name) for name in GITHUB_VARIABLES)
 
 
 def missing_credentials(env: Mapping[str, str]) -> str:
     """Return which variable to set if the CLIs will reach no model, else an empty text."""
-    if any(env.get(name) for name in (*GITHUB_VARIABLES, PROVIDER_VARIABLE)):
+    if _has_github_token(env) or env.get(PROVIDER_VARIABLE):
         return ""
     return (
         "The CLIs have no access to a model yet. Set one of these and start again:\n"
         f"  {' or '.join(GITHUB_VARIABLES)}: a GitHub token with access to Copilot\n"
-        f"  {PROVIDER_VARIABLE} (and COPILOT_MODEL): an OpenAI-compatible endpoint\n"
+        f"  {PROVIDER_VARIABLE} and COPILOT_MODEL: an OpenAI-compatible endpoint and its model\n"
     )
 
 
@@ -51,7 +74,7 @@ def banner(port: int, env: Mapping[str, str]) -> str:
     token = env[TOKEN_VARIABLE]
     parts = [
         f"cli_url: {url}\ntoken:   {token}\n",
-        f"With the Python SDK (pip install github-copilot-sdk):\n\n{snippet(url, token)}",
+        f"With the Python SDK (pip install github-copilot-sdk):\n\n{snippet(url, token, env)}",
         missing_credentials(env),
         "Stop it with Ctrl-C.\n",
     ]

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import uvloop
 
 from gateway.errors import StartupError
 from gateway.io.cli_binary import CliBinary
@@ -469,6 +470,27 @@ async def test_failed_add_leaves_nothing(bench: Any) -> None:
     with pytest.raises(StartupError, match="no model for you"):
         await one.supervisor.add(env={"STANDIN": "broken"})
     assert one.supervisor.replicas == []
+
+
+def test_life_of_a_cli_on_uvloop(tmp_path: Path, standin: Path) -> None:
+    """The gateway's own event loop, whose subprocesses are made in another way."""
+    one = Bench(tmp_path, standin, env={"STANDIN": "family"})
+
+    async def scenario() -> None:
+        await one.supervisor.start()
+        pid = one.status().pid
+        os.kill(pid, signal.SIGKILL)
+        await eventually(
+            lambda: one.status().restarts == 1 and one.status().state is CliState.RUNNING
+        )
+        assert one.status().last_exit == Exit(None, signal.SIGKILL)
+        await one.supervisor.restart("cli-0")
+        assert one.status().restarts == 2
+        await one.supervisor.stop()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(scenario())
+    assert descendants(os.getpid()) == []
 
 
 # --- the gateway is killed ---------------------------------------------------------------------
