@@ -458,7 +458,8 @@ class ClientSide(asyncio.Protocol):
 
     def gateway_lost(self) -> None:
         """Close the connection because the gateway's is gone."""
-        self.cut = True
+        # Not where the client left first and the gateway's side followed.
+        self.cut = not self._lost
         self.close()
 
     def _advance(self) -> None:
@@ -624,19 +625,18 @@ class Connector:
             StartupError: they are neither pipes nor sockets.
         """
         loop = asyncio.get_running_loop()
+        if not (_is_pipe(sys.stdin.fileno()) and _is_pipe(sys.stdout.fileno())):
+            raise StartupError(
+                "--stdio needs pipes on standard input and output: it is for an SDK to start"
+            )
         # Pipes under numbers of our own, so that closing them does not take the interpreter's.
         source = os.fdopen(os.dup(sys.stdin.fileno()), "rb", buffering=0)
         sink = os.fdopen(os.dup(sys.stdout.fileno()), "wb", buffering=0)
-        try:
-            transport, writer = await loop.connect_write_pipe(_PipeWriter, sink)
-            client = ClientSide(self._upstream, self._forget, writer=transport)
-            writer.client = client
-            self._add(client)
-            await loop.connect_read_pipe(lambda: client, source)
-        except (ValueError, OSError):
-            raise StartupError(
-                "--stdio needs pipes on standard input and output: it is for an SDK to start"
-            ) from None
+        transport, writer = await loop.connect_write_pipe(_PipeWriter, sink)
+        client = ClientSide(self._upstream, self._forget, writer=transport)
+        writer.client = client
+        self._add(client)
+        await loop.connect_read_pipe(lambda: client, source)
         await self._idle.wait()
         return not client.cut
 
@@ -671,6 +671,12 @@ class Connector:
         self._clients.discard(client)
         if not self._clients:
             self._idle.set()
+
+
+def _is_pipe(number: int) -> bool:
+    """Tell whether a file descriptor is a pipe, or a socket as Node gives its children."""
+    mode = os.fstat(number).st_mode
+    return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)
 
 
 def _bind_unix(path: Path) -> socket.socket:
