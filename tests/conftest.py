@@ -5,9 +5,14 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 import pytest
+from hypothesis import settings
 
 from gateway.testing.model_server import ModelServer
 from tests.support.fake_cli import FakeCli
+
+# Examples are not timed: a loaded machine is no bug.
+settings.register_profile("gateway", deadline=None)
+settings.load_profile("gateway")
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from gateway import errors
 from gateway.errors import RpcError
 from gateway.wire import framing
 
-MAX_DEPTH = 128
+MAX_DEPTH = 127
 """Nesting the CLI accepts; deeper input is answered with a null id."""
 
 MAX_ID_BYTES = 1024

@@ -75,7 +75,7 @@ def read_header(data: bytes, pos: int, max_header: int = MAX_HEADER_BYTES) -> He
     """
     stop = data.find(HEADER_END, pos, pos + max_header + 4)
     if stop < 0:
-        if len(data) - pos >= max_header:
+        if len(data) - pos >= max_header + len(HEADER_END):
             raise FramingError(f"header block is over the limit of {max_header} bytes")
         return None
     if data.startswith(_PREFIX, pos):

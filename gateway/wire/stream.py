@@ -120,6 +120,14 @@ class Peeked(NamedTuple):
 
 def peek(data: bytes, body: int, end: int) -> Peeked:
     """Tell what the frame ``data[body:end]`` is, parsing it only if its form is unusual."""
+    try:
+        return _peek(data, body, end)
+    except (IndexError, ValueError):
+        # Cut off, not UTF-8, or not a number where one should be.
+        return _parse(data[body:end])
+
+
+def _peek(data: bytes, body: int, end: int) -> Peeked:
     if data.startswith(_ID_PREFIX, body):
         start = body + len(_ID_PREFIX)
         key: Any
