@@ -1,0 +1,1 @@
+"""SDKs of every generation and language against CLIs of every generation; see ``matrix``."""
