@@ -265,12 +265,10 @@ class Client:
             return
         rule = policy.rule_for(method)
         request = Request(message, rule, len(body))
-        request_id = request.id
-        if request_id is not None and request_id in self.pending:
-            self.refuse(
-                request,
-                RpcError(errors.INVALID_REQUEST, "A request with this id is still in flight"),
-            )
+        if self.refuses_duplicate(request):
+            return
+        if request.id is not None and len(self.pending) >= self._hub.limits.max_pending:
+            self.refuse(request, answers.overloaded("max_pending", self._hub.limits.max_pending))
             return
         if rule.route is Route.SESSION and rule.simple:
             params = message.get("params")
@@ -282,12 +280,19 @@ class Client:
                     return
         self._dispatch(request)
 
+    def refuses_duplicate(self, request: Request) -> bool:
+        """Refuse a request whose id is in flight, which would get the other's answer."""
+        if request.id is None or request.id not in self.pending:
+            return False
+        self.refuse(
+            request, RpcError(errors.INVALID_REQUEST, "A request with this id is still in flight")
+        )
+        return True
+
     def _dispatch(self, request: Request) -> None:
         """Route a message that does not simply pass to an open session."""
         route = request.rule.route
-        if len(self.pending) >= self._hub.limits.max_pending:
-            self.refuse(request, answers.overloaded("max_pending", self._hub.limits.max_pending))
-        elif route is Route.DENY:
+        if route is Route.DENY:
             if request.method == "$/cancelRequest":
                 self._cancel(request)
                 return

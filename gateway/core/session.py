@@ -238,7 +238,10 @@ class Binding:
     def _flush(self) -> None:
         """Send the messages at the head that need nothing more."""
         while self.waiting and self.link is not None and not self.waiting[0].gated:
-            self.client.forward(self.link, self, self._take())
+            request = self._take()
+            # Another may have been sent under its id while it waited.
+            if not self.client.refuses_duplicate(request):
+                self.client.forward(self.link, self, request)
 
     def _refuse_waiting(self, error: RpcError | SessionNotFoundError) -> None:
         """Answer the waiting messages up to the next one that could still make the session live."""
@@ -258,29 +261,31 @@ class Binding:
             RpcError: no such link was to be had in time.
         """
         hub = self._hub
+        self._join(session)
         give_up = hub.now() + hub.limits.rebind_timeout
         while True:
             replica = await hub.settled(session, give_up - hub.now())
             try:
                 link = await self.client.link_to(replica)
             except (OSError, LinkLostError) as error:
-                hub.note_failure(replica, str(error) or type(error).__name__)
-                if hub.now() >= give_up:
+                if not self.client.closed:
+                    hub.note_failure(replica, str(error) or type(error).__name__)
+                if self.client.closed or hub.now() >= give_up:
                     raise answers.replica_unavailable(
                         self.session_id, hub.limits.retry_after
                     ) from None
                 await asyncio.sleep(hub.limits.redial_delay)
                 continue
-            self._use(session, link)
+            self.link = link
+            link.bindings.add(self)
             return link
 
-    def _use(self, session: Session, link: Link) -> None:
+    def _join(self, session: Session) -> None:
+        """Make this one of the session's bindings: a session without any is forgotten."""
         if self.session is not session:
             self.leave()
             self.session = session
             session.bindings.add(self)
-        self.link = link
-        link.bindings.add(self)
         self.client.bindings[self.session_id] = self
 
     async def _admit(self) -> None:
@@ -293,6 +298,8 @@ class Binding:
 
     async def _gate(self, request: Request) -> None:
         """Check and send a message that holds up the later ones, and await its answer."""
+        if self.client.refuses_duplicate(request):
+            return
         try:
             await self._check_other_ids(request)
             if request.rule.route is Route.CREATE:
@@ -416,6 +423,8 @@ class Binding:
                 await self._resume_silently(link, session)
                 break
             except (RpcError, SessionNotFoundError) as refused:
+                if self.client.closed:
+                    return
                 error = refused
             except (LinkLostError, TimeoutError):
                 if self.client.closed:
