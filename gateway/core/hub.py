@@ -449,7 +449,7 @@ class Hub:
             if name is None:
                 raise answers.replica_unavailable(session_id, self.limits.retry_after)
             recorded = await self.claim(client, session_id, name)
-            if recorded.replica == name and recorded.epoch == 1 and recorded.owner == client.owner:
+            if recorded.replica == name and recorded.owner == client.owner:
                 self.stats.sessions_placed += 1
                 return recorded, True
         self._learned(recorded)

@@ -372,6 +372,9 @@ class Binding:
                 if not self.attached:
                     self.leave()
                 return None
+            if self.session is not session:
+                # Since the answer came it was closed for everybody, or the client has gone.
+                return text
             self.recipe = recipe.merged(self.recipe, request.params)
             if not self.attached:
                 self.attached = True

@@ -633,7 +633,7 @@ class Stage:
         """End everything.
 
         Raises:
-            AssertionError: something failed behind the scenes.
+            BaseExceptionGroup: something failed behind the scenes.
         """
         for actor in self.actors:
             actor.core.lost()
@@ -641,7 +641,8 @@ class Stage:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        assert not self._errors, self._errors
+        if self._errors:
+            raise BaseExceptionGroup("behind the scenes", self._errors)
 
 
 def without(message: Message, *keys: str) -> Message:
