@@ -57,13 +57,15 @@ class RedisRegistry:
 
     Args:
         url: see :mod:`gateway.io.registry.redis_url`.
+        timeout: seconds after which a call fails when Redis does not answer.
 
     Raises:
         ConfigError: the URL says nothing usable.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, timeout: float = 3.0) -> None:
         self._target = parse_redis_url(url)
+        self._timeout = timeout
         self._root = f"{{{self._target.prefix}}}"
         self._origin = secrets.token_hex(8)
         self._slots = asyncio.Semaphore(CONCURRENCY)
@@ -284,7 +286,7 @@ class RedisRegistry:
     ) -> tuple[tuple[str, int] | None, list[Change]]:
         """Wait a while for changes; return the new position (None: some were lost) and them."""
         key = f"{self._root}:changes"
-        wait_ms = int(self._target.timeout * 250)  # well below the socket's timeout
+        wait_ms = int(self._timeout * 250)  # well below the socket's timeout
         read = await self._call(
             lambda client: client.xread({key: last_id}, count=CHANGES_PER_READ, block=wait_ms),
             waits=True,
@@ -358,14 +360,14 @@ class RedisRegistry:
         cancelling = task.cancelling() if task is not None else 0
         try:
             slot = contextlib.nullcontext() if waits else self._slots
-            async with asyncio.timeout(self._target.timeout), slot:
+            async with asyncio.timeout(self._timeout), slot:
                 answer = await work(client)
             # redis-py sends under asyncio.wait_for, which before Python 3.12 may swallow a cancel.
             if task is not None and task.cancelling() > cancelling:
                 raise asyncio.CancelledError
             return answer
         except TimeoutError:
-            reason = f"no answer in {self._target.timeout:g} s"
+            reason = f"no answer in {self._timeout:g} s"
         except (RedisError, OSError) as exc:
             reason = str(exc) or type(exc).__name__
         raise RegistryUnavailableError(f"registry {self._target}: {reason}")
@@ -377,8 +379,8 @@ class RedisRegistry:
             "decode_responses": True,
             "protocol": 2,
             # Half of what a call has, so that one dead connection can be replaced within it.
-            "socket_timeout": target.timeout / 2,
-            "socket_connect_timeout": target.timeout / 2,
+            "socket_timeout": self._timeout / 2,
+            "socket_connect_timeout": self._timeout / 2,
             "retry": Retry(NoBackoff(), 1),
         }
         if target.tls:

@@ -26,9 +26,6 @@ Kind = Literal["single", "unix", "sentinel", "cluster"]
 DEFAULT_PORT = 6379
 DEFAULT_SENTINEL_PORT = 26379
 
-DEFAULT_TIMEOUT = 3.0
-"""Seconds in which a call is answered or fails."""
-
 DEFAULT_SETTLE = 5.0
 """Seconds for which a server that may have lost data records no session it has never seen; above
 the time in which gateways notice and republish."""
@@ -61,7 +58,6 @@ class RedisTarget:
         sentinel_password: of the Sentinels, or None.
         db: database number.
         prefix: begins all keys; gateways that share sessions share it.
-        timeout: seconds in which a call is answered or fails.
         settle: seconds for which a server that may have lost data records no unknown session.
         ca_file: certificates that may sign the server's, or None for the system's.
         cert_file: our certificate, or None.
@@ -78,7 +74,6 @@ class RedisTarget:
     sentinel_password: str | None = field(default=None, repr=False)
     db: int = 0
     prefix: str = "copilot-gateway"
-    timeout: float = DEFAULT_TIMEOUT
     settle: float = DEFAULT_SETTLE
     ca_file: str | None = None
     cert_file: str | None = None
@@ -107,13 +102,6 @@ def _seconds(value: str) -> float:
     return seconds
 
 
-def _timeout(value: str) -> float:
-    seconds = _seconds(value)
-    if seconds == 0:
-        raise ValueError("a time above 0 is needed")
-    return seconds
-
-
 def _db(value: str) -> int:
     if not re.fullmatch(r"[0-9]{1,5}", value):
         raise ValueError("a number is needed")
@@ -136,7 +124,6 @@ def _secret(value: str) -> str:
 SETTINGS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "db": ("db", _db),
     "prefix": ("prefix", _prefix),
-    "timeout": ("timeout", _timeout),
     "settle": ("settle", _seconds),
     "password_file": ("password", _secret),
     "sentinel_password_file": ("sentinel_password", _secret),
