@@ -17,7 +17,7 @@ NODE_SDK := @github/copilot-sdk@1.0.14
 SOURCES := gateway tests bench
 
 # The CLI that tests and benchmarks run is the pinned one, unless the caller names another.
-test bench: export COPILOT_CLI ?= $(CURDIR)/$(LOCAL_CLI)
+test test-sdks bench: export COPILOT_CLI ?= $(CURDIR)/$(LOCAL_CLI)
 ifeq ($(CLI)$(if $(COPILOT_CLI),named,$(shell command -v copilot)),)
 SETUP_CLI := $(CLI_STAMP)
 else ifeq ($(CLI),local)
@@ -55,6 +55,10 @@ test-servers:
 .PHONY: test
 test: $(PYTHON_STAMP) $(CLI_STAMP) test-servers ## All tests, on the real CLI and real servers
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+.PHONY: test-sdks
+test-sdks: $(PYTHON_STAMP) $(CLI_STAMP) ## The matrix of SDKs and CLIs (SDKS_ARGS: --sdk, --cli)
+	@$(BIN)/python -m tests.sdks.matrix $(SDKS_ARGS)
 
 .PHONY: check
 check: $(PYTHON_STAMP) ## Format, lint, types

@@ -109,7 +109,8 @@ def run(args: argparse.Namespace) -> int:
     address = GatewayAddress(gateway.host, gateway.port, tls, args.server_name)
 
     async def serve() -> int:
-        return await _serve(Upstream(address, token), listen)
+        stands_in = args.stdio or args.headless or args.server
+        return await _serve(Upstream(address, token), listen, stands_in=stands_in)
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(serve())
@@ -144,19 +145,18 @@ def _listen_address(args: argparse.Namespace) -> Address | Path:
     return address
 
 
-async def _serve(upstream: Upstream, listen: Address | Path | None) -> int:
-    """Serve until SIGTERM or SIGINT, or until the standard streams end."""
+async def _serve(upstream: Upstream, listen: Address | Path | None, *, stands_in: bool) -> int:
+    """Serve until told to stop: by a signal, an SDK whose CLI it plays, or the streams' end."""
     import asyncio  # noqa: PLC0415
     import signal  # noqa: PLC0415
 
     from gateway.io.connector import Connector  # noqa: PLC0415
 
-    connector = Connector(upstream)
+    connector = Connector(upstream, stands_in=stands_in)
     loop = asyncio.get_running_loop()
-    stopped = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopped.set)
-    waiting = asyncio.create_task(stopped.wait(), name="connector-stop")
+        loop.add_signal_handler(number, connector.shut_down.set)
+    waiting = asyncio.create_task(connector.shut_down.wait(), name="connector-stop")
     try:
         if listen is None:
             streams = asyncio.create_task(connector.serve_streams(), name="connector-streams")

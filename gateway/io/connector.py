@@ -8,7 +8,10 @@ A connection begins with one decision, by its first message. A ``connect`` is se
 connector's token in it. A client that begins otherwise (SDKs before 1.0, with a ``ping``) cannot
 authenticate, so the connector sends a ``connect`` of its own and keeps the answer to itself; from
 then on what the gateway sends is read frame by frame, and bridged as :mod:`gateway.wire.compat`
-says. While the gateway cannot be reached, each request is answered with an error and the connection
+says. An SDK that believes it started a CLI of its own also tells it to shut down; that ends the
+connector, not a CLI that others use.
+
+While the gateway cannot be reached, each request is answered with an error and the connection
 stays, so that a client that tries again is served as soon as the gateway is back.
 """
 
@@ -58,6 +61,9 @@ MAX_TOKEN_BYTES = 16 * 1024
 
 CONNECT_ID = "copilot-gateway-connect"
 """Id of the connector's own request; clients cannot see it, so it cannot clash."""
+
+SHUTDOWN = "runtime.shutdown"
+_SHUTDOWN_MARK = b'"runtime.shutdown"'
 
 _QUICKACK: int | None = getattr(socket, "TCP_QUICKACK", None)
 _KEEPALIVE_OPTIONS = ("TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT")
@@ -392,9 +398,20 @@ class ClientSide(asyncio.Protocol):
         on_lost: Callable[[ClientSide], None],
         *,
         writer: asyncio.WriteTransport | None = None,
+        on_shutdown: Callable[[], None] | None = None,
     ) -> None:
-        """Serve a socket, or, where a ``writer`` is given, two pipes."""
+        """Serve a socket, or, where a ``writer`` is given, two pipes.
+
+        Args:
+            upstream: the way to the gateway.
+            on_lost: called when the connection has ended.
+            writer: the writing half of two pipes.
+            on_shutdown: what to do when the client shuts "its" CLI down, or None to let the
+                gateway judge such a request. With it, what the client sends is read frame by frame.
+        """
         self._upstream = upstream
+        self._on_shutdown = on_shutdown
+        self._decoder = framing.FrameDecoder(MAX_BRIDGED_FRAME_BYTES) if on_shutdown else None
         self._on_lost = on_lost
         self.cut = False
         self._gateway: GatewaySide | None = None
@@ -419,13 +436,44 @@ class ClientSide(asyncio.Protocol):
         if data[-1] != _CLOSING_BRACE:
             self._acknowledge()
         if self._gateway is not None:
-            self._gateway.write(data)
+            self._forward(self._gateway, data)
             return
         self._pending += data
         if self._opening is None:
             self._advance()
         elif len(self._pending) > MAX_OPENING_BYTES:
             self.pause_reading()
+
+    def _forward(self, gateway: GatewaySide, data: bytes) -> None:
+        """Send on what the client sent, save its wish to shut the CLI down."""
+        if self._decoder is not None:
+            try:
+                bodies = self._decoder.feed(data)
+            except framing.FramingError as error:
+                self._give_up(None, RpcError(errors.PARSE_ERROR, error.hint))
+                return
+            data = b"".join(framing.encode(b) for b in bodies if not self._is_shutdown(b))
+        if data:
+            gateway.write(data)
+
+    def _is_shutdown(self, body: bytes) -> bool:
+        """Tell whether a message shuts the CLI down; if so, answer it and do it."""
+        if _SHUTDOWN_MARK not in body:
+            return False
+        try:
+            message = envelope.parse(body)
+        except envelope.BadMessageError:
+            return False
+        if message.get("method") != SHUTDOWN:
+            return False
+        self._shut_down(message)
+        return True
+
+    def _shut_down(self, request: envelope.Message) -> None:
+        assert self._on_shutdown is not None
+        if "id" in request:
+            self.write(envelope.result_frame(request["id"], None))
+        self._on_shutdown()
 
     def write(self, data: bytes) -> None:
         """Send bytes to the client."""
@@ -493,6 +541,10 @@ class ClientSide(asyncio.Protocol):
                 # Nobody waits for an answer, and nothing can follow from it before a handshake.
                 del self._pending[: header.end]
                 continue
+            if self._on_shutdown is not None and first["method"] == SHUTDOWN:
+                self._shut_down(first)
+                del self._pending[: header.end]
+                continue
             self._opening = asyncio.create_task(
                 self._open(first, header.end), name="connector-open"
             )
@@ -521,7 +573,7 @@ class ClientSide(asyncio.Protocol):
         self._pending = bytearray()
         self._gateway = gateway
         if rest:
-            gateway.write(rest)
+            self._forward(gateway, rest)
         self.resume_reading()
         gateway.attach(self)
 
@@ -575,10 +627,22 @@ class _PipeWriter(asyncio.BaseProtocol):
 
 
 class Connector:
-    """Listens, or serves the standard streams, until it is closed."""
+    """Listens, or serves the standard streams, until it is closed.
 
-    def __init__(self, upstream: Upstream) -> None:
+    Attributes:
+        shut_down: set when an SDK that the connector stands in for a CLI to has shut that down.
+    """
+
+    def __init__(self, upstream: Upstream, *, stands_in: bool = False) -> None:
+        """Prepare to serve.
+
+        Args:
+            upstream: the way to the gateway.
+            stands_in: whether an SDK started the connector in the belief that it is the CLI.
+        """
         self._upstream = upstream
+        self.shut_down = asyncio.Event()
+        self._on_shutdown = self.shut_down.set if stands_in else None
         self._clients: set[ClientSide] = set()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -633,7 +697,9 @@ class Connector:
         source = os.fdopen(os.dup(sys.stdin.fileno()), "rb", buffering=0)
         sink = os.fdopen(os.dup(sys.stdout.fileno()), "wb", buffering=0)
         transport, writer = await loop.connect_write_pipe(_PipeWriter, sink)
-        client = ClientSide(self._upstream, self._forget, writer=transport)
+        client = ClientSide(
+            self._upstream, self._forget, writer=transport, on_shutdown=self._on_shutdown
+        )
         writer.client = client
         self._add(client)
         await loop.connect_read_pipe(lambda: client, source)
@@ -659,7 +725,7 @@ class Connector:
             await self._idle.wait()
 
     def _new_client(self) -> ClientSide:
-        client = ClientSide(self._upstream, self._forget)
+        client = ClientSide(self._upstream, self._forget, on_shutdown=self._on_shutdown)
         self._add(client)
         return client
 

@@ -1,9 +1,8 @@
 from __future__ import annotations
 
 import asyncio
-import gc
-import os
 import re
+import shlex
 import signal
 import socket
 import sys
@@ -41,6 +40,10 @@ async def gateway() -> AsyncIterator[StandIn]:
 
 def write(path: Path, text: str) -> None:
     path.write_text(text)
+
+
+def make_executable(path: Path) -> None:
+    path.chmod(0o700)
 
 
 def make_public(path: Path) -> None:
@@ -153,6 +156,40 @@ async def test_streams_serve_todays_sdk(gateway: StandIn, token_file: Path) -> N
 async def test_streams_serve_an_old_sdk(gateway: StandIn, token_file: Path) -> None:
     async with running(*base(gateway, token_file), "--stdio", *SDK_FLAGS) as process:
         assert (await call(process, "ping"))["result"]["timestamp"] == PING_MILLISECONDS
+
+
+@pytest.mark.parametrize("first", ["connect", "ping", None])
+async def test_an_sdk_that_shuts_its_cli_down_ends_the_connector_only(
+    gateway: StandIn, token_file: Path, first: str | None
+) -> None:
+    async with running(*base(gateway, token_file), "--stdio") as process:
+        if first is not None:
+            await call(process, first)
+        answer = await call(process, "runtime.shutdown")
+        assert answer == {"jsonrpc": "2.0", "id": 1, "result": None}
+        assert await status(process) == 0
+    sent = [message["method"] for link in gateway.links for message in link.messages]
+    assert "runtime.shutdown" not in sent
+
+
+async def test_words_about_shutting_down_are_passed_on(gateway: StandIn, token_file: Path) -> None:
+    async with running(*base(gateway, token_file), "--stdio") as process:
+        await call(process, "connect")
+        params = {"prompt": "runtime.shutdown"}
+        request = {"jsonrpc": "2.0", "id": 2, "method": "x", "params": params}
+        assert process.stdin is not None
+        process.stdin.write(encode(request))
+        assert (await read(process))["result"]["params"] == params
+
+
+async def test_a_shutdown_by_a_client_on_a_listener_is_the_gateways_to_judge(
+    gateway: StandIn, token_file: Path
+) -> None:
+    async with running(*base(gateway, token_file), "--listen", "127.0.0.1:0") as process:
+        port = int((await line(process)).rsplit(" ", 1)[1])
+        async with await RpcClient.connect("127.0.0.1", port, handshake={}) as client:
+            answer = await client.request("runtime.shutdown")
+            assert answer["method"] == "runtime.shutdown"
 
 
 async def test_streams_pass_large_messages(gateway: StandIn, token_file: Path) -> None:
@@ -301,14 +338,10 @@ async def test_the_real_cli_as_the_gateway(token_file: Path, tmp_path: Path, fir
 
 
 @pytest.mark.real
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("transport", ["tcp", "stdio"])
 async def test_todays_python_sdk(token_file: Path, tmp_path: Path, transport: str) -> None:
-    from copilot import CopilotClient, RuntimeConnection
-    from copilot.session import PermissionHandler
-
     from gateway.testing.model_server import ModelServer
-    from tests.support.stack import RealCli
+    from tests.support.stack import REPOSITORY, RealCli
 
     home = tmp_path / "home"
     async with (
@@ -317,28 +350,21 @@ async def test_todays_python_sdk(token_file: Path, tmp_path: Path, transport: st
     ):
         args = ("--gateway", f"127.0.0.1:{cli.port}", "--token-file", str(token_file))
         async with running(*args, "--listen", "127.0.0.1:0") as process:
-            port = int((await line(process)).rsplit(" ", 1)[1])
-            if transport == "tcp":
-                connection: Any = RuntimeConnection.for_uri(f"127.0.0.1:{port}")
-            else:
-                connection = RuntimeConnection.for_stdio(
-                    path=sys.executable, args=[*COMMAND[1:], *args]
-                )
-            client = CopilotClient(
-                connection=connection,
-                working_directory=str(Path.cwd()),
-                env={**os.environ},
+            address = f"127.0.0.1:{(await line(process)).rsplit(' ', 1)[1].strip()}"
+            if transport == "stdio":
+                script = tmp_path / "copilot"
+                write(script, f'#!/bin/sh\nexec {shlex.join((*COMMAND, *args))} "$@"\n')
+                make_executable(script)
+                address = f"stdio:{script}"
+            turn = await asyncio.create_subprocess_exec(
+                sys.executable,
+                str(REPOSITORY / "tests" / "sdks" / "python" / "turn.py"),
+                address,
+                model.base_url,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
             )
-            async with client:
-                session = await client.create_session(
-                    on_permission_request=PermissionHandler.approve_all,
-                    model="gpt-4.1",
-                    streaming=True,
-                    provider={"type": "openai", "base_url": model.base_url, "api_key": "k"},
-                )
-                answer = await session.send_and_wait("hello there")
-                assert answer is not None and "hello there" in answer.data.content
-                await session.disconnect()
-            # The SDK leaves its child's pipes to the collector; let that be told here.
-            del client, session
-            gc.collect()
+            said, errors = await turn.communicate()
+            assert said == b"ok\n", errors.decode()
+        async with await cli.connect() as client:  # the SDK's stop() has left it alone
+            assert await client.request("ping")

@@ -6,6 +6,7 @@ Every cell is one conversation (ping, tool call, resume) by a real SDK in an env
 which is installed into the cache when it is first needed. The CLIs of earlier generations are those
 that the Python SDKs of their time carry; ``today`` is the one the tests run. SDKs that cannot send
 a token meet a gateway with ``--auth none``; the connector always leads to one that wants a token.
+In the column ``stdio`` the SDK starts the connector as if it were the CLI.
 
 Ends with status 1 if a cell that should work does not: those of today's CLI, save where
 :data:`KNOWN` says why not.
@@ -18,6 +19,7 @@ import asyncio
 import fnmatch
 import os
 import re
+import shlex
 import signal
 import sys
 import tempfile
@@ -34,7 +36,7 @@ COMMAND = (sys.executable, "-m", "gateway.cli")
 TURN_SECONDS = 120.0
 INSTALL_SECONDS = 900.0
 START_SECONDS = 60.0
-COLUMNS = ("direct", "gateway", "connector")
+COLUMNS = ("direct", "gateway", "connector", "stdio")
 
 CLI_OF_SDK = {"1.0.57": "1.0.0", "1.0.36": "0.3.0", "1.0.21": "0.2.3", "1.0.2": "0.1.32"}
 """CLI version to the Python SDK version whose wheel carries it."""
@@ -55,11 +57,13 @@ class Sdk:
         language: ``python``, ``node`` or ``rust``.
         version: its version.
         sends_token: whether it can present a token, directly to a gateway.
+        starts_cli: whether it can start a CLI.
     """
 
     language: str
     version: str
     sends_token: bool
+    starts_cli: bool = True
 
     @property
     def name(self) -> str:
@@ -78,7 +82,7 @@ SDKS = (
     Sdk("node", "0.3.0", False),
     Sdk("node", "1.0.0", True),
     Sdk("node", "1.0.14", True),
-    Sdk("rust", "1.0.28", False),
+    Sdk("rust", "1.0.28", False, starts_cli=False),
 )
 
 KNOWN = {
@@ -225,21 +229,23 @@ class Stand:
     """One CLI version with all ways to it.
 
     Attributes:
-        ports: column to port; ``open`` is the gateway that wants no token.
+        ways: column to address; ``open`` is the gateway that wants no token.
         missing: column to the reason it is not there.
     """
 
     def __init__(self) -> None:
-        self.ports: dict[str, int] = {}
+        self.ways: dict[str, str] = {}
         self.missing: dict[str, str] = {}
 
-    def way(self, sdk: Sdk, column: str) -> tuple[int | None, str | None]:
-        """Return the port for a cell, and the token to present there."""
+    def way(self, sdk: Sdk, column: str) -> tuple[str | None, str | None]:
+        """Return the address for a cell, and the token to present there."""
+        if column == "stdio" and not sdk.starts_cli:
+            return None, None
         if column != "gateway":
-            return self.ports.get(column), None
+            return self.ways.get(column), None
         if sdk.sends_token:
-            return self.ports.get("gateway"), TOKEN
-        return self.ports.get("open"), None
+            return self.ways.get("gateway"), TOKEN
+        return self.ways.get("open"), None
 
 
 @asynccontextmanager
@@ -258,7 +264,7 @@ async def stand(binary: Path, model: ModelServer) -> AsyncIterator[Stand]:
             except UnavailableError as error:
                 found.missing[column] = str(error)
                 return None
-            found.ports[column] = port
+            found.ways[column] = f"127.0.0.1:{port}"
             return port
 
         url = model.base_url
@@ -281,20 +287,27 @@ async def stand(binary: Path, model: ModelServer) -> AsyncIterator[Stand]:
             token.touch(0o600)
             token.write_text(REPLICA_TOKEN if gateway is None else TOKEN)
             connect = (*COMMAND, "connect", "--gateway", f"127.0.0.1:{gateway or replica}")
-            connect = (*connect, "--token-file", str(token), "--listen", "127.0.0.1:0")
-            await start("connector", connect, base)
+            connect = (*connect, "--token-file", str(token))
+            await start("connector", [*connect, "--listen", "127.0.0.1:0"], base)
+            script = root / "copilot"
+            script.write_text(
+                f"#!/bin/sh\nPYTHONPATH={shlex.quote(str(REPOSITORY))} "
+                f"exec {shlex.join(connect)} --stdio\n"
+            )
+            script.chmod(0o755)
+            found.ways["stdio"] = f"stdio:{script}"
         yield found
 
 
 async def cell(stand: Stand, sdk: Sdk, column: str, command: list[str | Path], url: str) -> str:
     """Have one conversation; return ``ok`` or what went wrong."""
-    port, token = stand.way(sdk, column)
-    if port is None:
+    address, token = stand.way(sdk, column)
+    if address is None:
         return "-"
     env = {name: value for name, value in os.environ.items() if not name.startswith("COPILOT_")}
     if token is not None:
         env["COPILOT_CONNECTION_TOKEN"] = token
-    status, said = await run([*command, f"127.0.0.1:{port}", url], TURN_SECONDS, env)
+    status, said = await run([*command, address, url], TURN_SECONDS, env)
     return "ok" if status == 0 and said == "ok" else said or f"status {status}"
 
 

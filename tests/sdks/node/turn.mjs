@@ -1,7 +1,9 @@
 // One conversation by the Node SDK of any generation: ping, tool, resume.
 //
-// usage: node turn.mjs SDK_FOLDER HOST:PORT MODEL_URL   (a token comes in COPILOT_CONNECTION_TOKEN)
+// usage: node turn.mjs SDK_FOLDER HOST:PORT|stdio:PATH MODEL_URL
+//        (a token comes in COPILOT_CONNECTION_TOKEN)
 //
+// With `stdio:PATH` the SDK starts the program at PATH as its CLI.
 // Prints `ok` last; ends with status 1 and a reason on standard error otherwise.
 
 import { register } from "node:module";
@@ -28,12 +30,15 @@ function expect(part, event) {
 }
 
 function makeClient() {
-    const connectionToken = process.env.COPILOT_CONNECTION_TOKEN;
+    const path = address.startsWith("stdio:") ? address.slice("stdio:".length) : undefined;
     if (sdk.RuntimeConnection) {
-        const connection = sdk.RuntimeConnection.forUri(address, { connectionToken });
+        const connectionToken = process.env.COPILOT_CONNECTION_TOKEN;
+        const connection = path
+            ? sdk.RuntimeConnection.forStdio({ path })
+            : sdk.RuntimeConnection.forUri(address, { connectionToken });
         return new sdk.CopilotClient({ connection });
     }
-    return new sdk.CopilotClient({ cliUrl: address });
+    return new sdk.CopilotClient(path ? { cliPath: path } : { cliUrl: address });
 }
 
 const options = {

@@ -1,6 +1,8 @@
 """One conversation by the Python SDK of any generation: ping, tool, resume.
 
-usage: python turn.py HOST:PORT MODEL_URL   (a token comes in COPILOT_CONNECTION_TOKEN)
+usage: python turn.py HOST:PORT|stdio:PATH MODEL_URL   (a token comes in COPILOT_CONNECTION_TOKEN)
+
+With ``stdio:PATH`` the SDK starts the program at PATH as its CLI.
 
 Runs in an environment that holds one SDK version and nothing of this project. Prints ``ok`` last;
 ends with status 1 and a reason on standard error otherwise.
@@ -32,13 +34,18 @@ def add(numbers: Numbers) -> str:
 
 
 def make_client(address: str):
-    token = os.environ.get("COPILOT_CONNECTION_TOKEN")
+    path = address.removeprefix("stdio:") if address.startswith("stdio:") else None
     if hasattr(copilot, "RuntimeConnection"):
+        if path is not None:
+            return CopilotClient(connection=copilot.RuntimeConnection.for_stdio(path=path))
+        token = os.environ.get("COPILOT_CONNECTION_TOKEN")
         connection = copilot.RuntimeConnection.for_uri(address, connection_token=token)
         return CopilotClient(connection=connection)
     if hasattr(copilot, "ExternalServerConfig"):
+        if path is not None:
+            return CopilotClient(copilot.SubprocessConfig(cli_path=path))
         return CopilotClient(copilot.ExternalServerConfig(url=address))
-    return CopilotClient({"cli_url": address})
+    return CopilotClient({"cli_path": path} if path is not None else {"cli_url": address})
 
 
 def permission_handler():
