@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from gateway.cli import pages
 from gateway.config import Address, Settings, Source, build, check, parse_address, reloaded
 from gateway.config.kinds import parse_duration, redact_url, show_duration, show_size, size
-from gateway.config.settings import ENV_PREFIX, SECTIONS, SETTINGS
+from gateway.config.settings import ENV_PREFIX, SECTIONS, SETTINGS, TABLES
 from gateway.errors import EXIT_USAGE, ConfigError
 
 ROOT = Path(__file__).parent.parent
@@ -55,10 +55,10 @@ def test_an_empty_variable_counts_as_not_set():
 
 def test_every_setting_has_the_environment_variable_that_its_name_says():
     for name, one in SETTINGS.items():
-        section, key = name.split(".")
+        section, _, key = name.rpartition(".")
         assert one.section == section and one.key == key
         if name != "auth.static_token":
-            assert one.variable == f"{ENV_PREFIX}{section.upper()}_{key.upper()}"
+            assert one.variable == ENV_PREFIX + name.upper().replace(".", "_")
     assert SETTINGS["auth.static_token"].variable == "COPILOT_GATEWAY_TOKEN"
 
 
@@ -85,7 +85,7 @@ def test_defaults_contradict_nothing():
     [
         ({"limts": {}}, "unknown section limts; did you mean limits?"),
         ({"replica": []}, "unknown section replica; did you mean replicas?"),
-        ({"listen": []}, "unknown section listen; did you mean server.listen?"),
+        ({"listen": []}, "unknown section listen; did you mean listeners?"),
         ({"zzz": {}}, "unknown section zzz; known are server, "),
         (
             {"limits": {"max_fram": 1}},
@@ -438,11 +438,23 @@ def test_the_example_file_shows_every_default():
     uncommented = re.sub(r"(?m)^#(?! )", "", text)
     document = tomllib.loads(uncommented)
     assert set(document.pop("replicas")[0]) == {"name", "address", "token_env", "token_file"}
+    document["auth.jwt"] = document["auth"].pop("jwt")
+    for name in TABLES:
+        section, _, key = name.rpartition(".")
+        assert (document[section] if section else document).pop(key), name
     shown = {f"{section}.{key}" for section, table in document.items() for key in table}
     assert shown == {name for name, one in SETTINGS.items() if one.in_file}
+    document["auth"]["jwt"] = document.pop("auth.jwt")
     assert build(document, HOME) == build({}, HOME)
+
+
+def test_the_tables_of_the_example_file_are_valid():
+    text = (ROOT / pages.EXAMPLE).read_text("utf-8")
+    settings = build(tomllib.loads(re.sub(r"(?m)^#(?! )", "", text)), {**HOME, "CLI_A_TOKEN": "x"})
+    for name in TABLES:
+        assert len(settings.get(name)) == 1, name
 
 
 def test_sections_of_settings_are_those_of_the_file():
     for section, owner in SECTIONS.items():
-        assert type(getattr(Settings(), section)) is owner
+        assert type(getattr(Settings(), section.replace(".", "_"))) is owner

@@ -19,8 +19,10 @@ from gateway.config.settings import (
     REPLICAS,
     SECTIONS,
     SETTINGS,
+    TABLES,
     Setting,
 )
+from gateway.config.tables import TableList, settings_of
 
 REFERENCE = Path("docs/reference/settings.md")
 EXAMPLE = Path("deploy/gateway.toml")
@@ -86,6 +88,8 @@ def _reference() -> Iterator[str]:
         for one in SETTINGS.values():
             if one.section == section:
                 yield from _setting_reference(one)
+        for tables in _tables_after(section):
+            yield from _tables_reference(tables)
 
 
 def _setting_reference(one: Setting) -> Iterator[str]:
@@ -101,6 +105,40 @@ def _setting_reference(one: Setting) -> Iterator[str]:
     kind = one.kind.name + ("" if one.in_file else ", environment only")
     reload = "yes" if one.reloadable else "no"
     yield f"| {kind} | {default} | `{one.variable}` | {flag} | {reload} |"
+
+
+def _tables_after(section: str) -> Iterator[TableList]:
+    """Yield the lists of tables that are described after a section: its own, or those of none."""
+    for name, tables in TABLES.items():
+        if name.rpartition(".")[0] == section or ("." not in name and section == "auth.jwt"):
+            yield tables
+
+
+def _tables_reference(tables: TableList) -> Iterator[str]:
+    yield ""
+    yield f"## [[{tables.name}]]"
+    yield ""
+    reload = "A reload applies changes." if tables.reloadable else "Changes need a restart."
+    yield f"{tables.meaning} One table each, in the file only. {reload}"
+    yield ""
+    yield "| key | type | meaning |"
+    yield "|---|---|---|"
+    for one in settings_of(tables.owner):
+        meaning = one.meaning + (" Required." if one.required else "")
+        yield f"| `{one.key}` | {one.kind.name} | {meaning.replace('|', '&#124;')} |"
+    yield ""
+    yield "```toml"
+    yield f"[[{tables.name}]]"
+    yield tables.example
+    yield "```"
+
+
+def _tables_example(tables: TableList) -> Iterator[str]:
+    yield ""
+    yield from _comment(f"{tables.meaning} One table each.")
+    yield f"#[[{tables.name}]]"
+    for line in tables.example.splitlines():
+        yield f"#{line}"
 
 
 def _replicas_reference() -> Iterator[str]:
@@ -143,6 +181,8 @@ def _example() -> Iterator[str]:
                 yield f"#{one.key} = {one.kind.show(one.default)}"
             else:
                 yield from _comment(f"Not in this file: set {one.variable}.")
+        for tables in _tables_after(section):
+            yield from _tables_example(tables)
 
 
 def _replicas_example() -> Iterator[str]:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from gateway.cli.flags import add_config_flag, add_setting_flags, source_from
 from gateway.config.load import check
-from gateway.config.settings import REPLICAS, SETTINGS, Settings
+from gateway.config.settings import REPLICAS, SETTINGS, TABLES, Settings
+from gateway.config.tables import settings_of
 from gateway.errors import EXIT_OK
 
 if TYPE_CHECKING:
@@ -69,6 +70,13 @@ def effective(settings: Settings) -> list[str]:
             lines.append(f"{one.key} = {one.kind.show(settings.get(name))}  # {origin}")
         else:
             lines.append(f"# {one.variable} is {'set' if settings.get(name) else 'not set'}")
+    for name in TABLES:
+        for entry in settings.get(name):
+            lines += ["", f"[[{name}]]  # {settings.origins.get(name, 'default')}"]
+            for one in settings_of(type(entry)):
+                value = getattr(entry, one.key)
+                if value != one.default:
+                    lines.append(f"{one.key} = {one.kind.show(value)}")
     for replica in settings.replicas:
         lines += ["", "[[replicas]]  # " + settings.origins.get(REPLICAS.name, "default")]
         lines.append(f'name = "{replica.name}"')

@@ -12,8 +12,8 @@ import json
 import math
 import re
 import shlex
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 from urllib.parse import urlsplit, urlunsplit
@@ -367,3 +367,141 @@ def variables() -> Kind[tuple[tuple[str, str], ...]]:
         return "{ " + ", ".join(f'{name} = "***"' for name, _ in value) + " }" if value else "{}"
 
     return Kind("table", read, read_text, show)
+
+
+def mapping(*words: str) -> Kind[tuple[tuple[str, str], ...]]:
+    """Names to one of a few words: a TOML table, or ``A=word,B=word``."""
+
+    def read(value: object) -> tuple[tuple[str, str], ...]:
+        if not isinstance(value, dict) or any(text not in words for text in value.values()):
+            raise ValueError(f"must be a table whose values are each one of {', '.join(words)}")
+        return tuple(sorted(value.items()))
+
+    def read_text(text: str) -> tuple[tuple[str, str], ...]:
+        pairs = [one.partition("=") for one in text.split(",") if one.strip()]
+        return read({name.strip(): word.strip() for name, _, word in pairs})
+
+    def show(value: tuple[tuple[str, str], ...]) -> str:
+        return "{ " + ", ".join(f"{_quote(k)} = {_quote(v)}" for k, v in value) + " }"
+
+    return Kind("table", read, read_text, lambda value: show(value) if value else "{}")
+
+
+def parse_network(text: str) -> str:
+    """Check a network such as ``10.1.0.0/16`` or a single address, and return it.
+
+    Raises:
+        ValueError: it is none, or has bits set beyond its prefix.
+    """
+    try:
+        ipaddress.ip_network(text)
+    except ValueError:
+        raise ValueError("must be a network such as 10.1.0.0/16 or one address") from None
+    return text
+
+
+@dataclass(frozen=True, slots=True)
+class SecretRef:
+    """A secret that the file names but does not hold.
+
+    Attributes:
+        env: environment variable that holds it, or empty.
+        file: file that holds it, read at start and at each reload, or None.
+        value: the variable's value, once it was looked up.
+    """
+
+    env: str = ""
+    file: Path | None = None
+    value: str | None = field(default=None, repr=False)
+
+
+_SECRET_KEYS = frozenset({"apiKey", "bearerToken", "gitHubToken", "token"})
+_SECRET_TABLES = frozenset({"headers"})
+
+
+def json_table() -> Kind[dict[str, Any] | None]:
+    """A table of anything that JSON can say."""
+
+    def read(value: object) -> dict[str, Any]:
+        if not isinstance(value, dict):
+            raise ValueError("must be a table")
+        return {name: _json_value(one) for name, one in value.items()}
+
+    return Kind("table", read, _no_text, _shown_table)
+
+
+def _json_value(value: object) -> Any:
+    if isinstance(value, dict):
+        return {name: _json_value(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_json_value(one) for one in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("must hold no infinite number")
+    if not isinstance(value, str | int | float | bool):
+        raise ValueError("must hold strings, numbers, booleans, lists and tables only")
+    return value
+
+
+def credentials() -> Kind[dict[str, Any] | None]:
+    """A table of params whose secrets are named, as ``{ env = "X" }`` or ``{ file = "x" }``.
+
+    What is a secret is told by its key; a secret that stands in the file itself is refused.
+    """
+
+    def read(value: object) -> dict[str, Any]:
+        if not isinstance(value, dict):
+            raise ValueError("must be a table")
+        return {name: _credential(name, one, secret=False) for name, one in value.items()}
+
+    return Kind("table", read, _no_text, _shown_table)
+
+
+def _credential(name: str, value: object, *, secret: bool) -> Any:
+    if isinstance(value, dict):
+        if len(value) == 1 and value.keys() <= {"env", "file"}:
+            [(where, text)] = value.items()
+            if not isinstance(text, str) or not text:
+                raise ValueError(
+                    f'must name a variable or a file in {name}, such as {{ env = "X" }}'
+                )
+            return SecretRef(env=text) if where == "env" else SecretRef(file=path().read(text))
+        inner = name in _SECRET_TABLES
+        return {key: _credential(key, one, secret=inner) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_credential(name, one, secret=secret) for one in value]
+    if secret or name in _SECRET_KEYS:
+        raise ValueError(
+            f'must not hold the secret {name} itself: write {{ env = "VARIABLE" }} or '
+            '{ file = "path" }'
+        )
+    return _json_value(value)
+
+
+def _no_text(text: str) -> Any:
+    raise ValueError("can only be set in the file")
+
+
+def _shown_table(value: Mapping[str, Any] | None) -> str:
+    """Write a table as TOML; secrets by their origin."""
+    shown = [f"{_key(name)} = {_shown(one)}" for name, one in (value or {}).items()]
+    return "{ " + ", ".join(shown) + " }" if shown else "{}"
+
+
+def _key(name: str) -> str:
+    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else _quote(name)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, SecretRef):
+        return (
+            f"{{ file = {_quote(str(value.file))} }}"
+            if value.file
+            else f'{{ env = "{value.env}" }}'
+        )
+    if isinstance(value, Mapping):
+        return _shown_table(value)
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_shown, value)) + "]"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return _quote(value) if isinstance(value, str) else str(value)

@@ -11,12 +11,12 @@ import difflib
 import json
 import re
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from gateway.config.kinds import Address, path, secret, text_of
+from gateway.config.kinds import Address, SecretRef, path, secret, text_of
 from gateway.config.settings import (
     CONFIG_VARIABLE,
     ENV_PREFIX,
@@ -26,12 +26,15 @@ from gateway.config.settings import (
     SECTIONS,
     SETTINGS,
     SPAWNED_NAME,
+    TABLES,
     ReplicaSettings,
     Setting,
     Settings,
     parse_replica,
     replica_name,
+    secret_refs,
 )
+from gateway.config.tables import read_tables
 from gateway.errors import ConfigError
 
 T = TypeVar("T")
@@ -99,19 +102,30 @@ def build(
     """
     flags = flags or {}
     _refuse_unknown(document, where)
-    _refuse_unknown_variables(environ, _token_variables(document))
-    values: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
+    values: dict[str, dict[str, Any]] = {section: {} for section in ("", *SECTIONS)}
     origins: dict[str, str] = {}
+    for name in TABLES:
+        section, _, key = name.rpartition(".")
+        table = _table(document, section)
+        if key in table:
+            values[section][key] = _read_tables(name, table[key], where)
+            origins[name] = "file"
+    named = _resolve_secrets(values["policy"], environ, where)
+    _refuse_unknown_variables(environ, named | _token_variables(document))
     for name, one in SETTINGS.items():
-        table = cast(Mapping[str, object], document.get(one.section, {}))
+        table = _table(document, one.section)
         found = _pick(one, flags=flags, environ=environ, table=table, where=where)
         if found is not None:
             values[one.section][one.key], origins[name] = found
     replicas, origin = _replicas(document, environ, flags, where)
     if origin:
         origins["replicas"] = origin
-    sections = {section: owner(**values[section]) for section, owner in SECTIONS.items()}
-    settings = Settings(**sections, replicas=replicas, origins=origins)
+    if values[""].get("listeners") and "server.listen" not in origins:
+        values["server"]["listen"] = ()
+    sections = {
+        section.replace(".", "_"): owner(**values[section]) for section, owner in SECTIONS.items()
+    }
+    settings = Settings(**sections, **values[""], replicas=replicas, origins=origins)
     return _with_places(settings, environ)
 
 
@@ -133,12 +147,71 @@ def check(settings: Settings) -> None:
                     f"auth.mode = none lets anyone who reaches {address} run commands: "
                     "listen on a loopback address, use tokens, or say --insecure"
                 )
+        for listener in settings.listeners:
+            if not listener.address.is_loopback and listener.identity is None:
+                raise ConfigError(
+                    f"auth.mode = none lets anyone who reaches {listener.label} run commands: "
+                    "give the listener an identity, use tokens, or say --insecure"
+                )
+    _check_listeners(settings)
+    _check_jwt(settings)
+    _check_policy(settings)
     _check_replicas(settings)
     if settings.registry.url.startswith("memory:") and settings.server.workers > 1:
         raise ConfigError("registry.url: memory:// serves one worker only; use sqlite or redis")
     for low, high in _ORDERED:
         if settings.get(low) > settings.get(high):
             raise ConfigError(f"{low} must not be above {high}")
+
+
+def _check_listeners(settings: Settings) -> None:
+    names: set[str] = set()
+    for listener in settings.listeners:
+        label = f"listeners ({listener.label})"
+        mapped = listener.certificate_identity
+        if listener.label in names:
+            raise ConfigError(f"two listeners have the name {listener.label}")
+        names.add(listener.label)
+        if listener.identity is not None and not listener.networks:
+            raise ConfigError(f"{label}: identity needs networks, the source networks it is for")
+        if listener.identity is not None and mapped is not None:
+            raise ConfigError(f"{label}: give identity or certificate_identity, not both")
+        if listener.proxy_protocol != bool(listener.proxy_networks):
+            raise ConfigError(f"{label}: proxy_protocol and proxy_networks need each other")
+        if mapped is None:
+            continue
+        if listener.tls is None or listener.tls.client_ca is None:
+            raise ConfigError(f"{label}: certificate_identity needs tls with client_ca")
+        for key in ("tenant", "user"):
+            if bool(getattr(mapped, key)) == bool(getattr(mapped, f"{key}_from")):
+                raise ConfigError(f"{label}: certificate_identity needs either {key} or {key}_from")
+
+
+def _check_jwt(settings: Settings) -> None:
+    jwt = settings.auth_jwt
+    if not jwt.issuer:
+        if jwt != type(jwt)():
+            raise ConfigError("auth.jwt.issuer is not set, so the rest of [auth.jwt] does nothing")
+        return
+    if not jwt.audience:
+        raise ConfigError("auth.jwt.audience must be set: tokens for others must not log in here")
+    if bool(jwt.jwks_url) == bool(jwt.jwks_file):
+        raise ConfigError("auth.jwt needs either jwks_url or jwks_file")
+    if settings.auth.mode == "none":
+        raise ConfigError("auth.jwt does nothing with auth.mode = none")
+
+
+def _check_policy(settings: Settings) -> None:
+    policy = settings.policy
+    if (policy.isolation != "shared") != bool(policy.tenant):
+        raise ConfigError("policy.isolation other than shared and policy.tenant need each other")
+    if (policy.isolation == "user") != bool(policy.user):
+        raise ConfigError("policy.isolation = user and policy.user need each other")
+    names: set[str] = set()
+    for tenant in settings.tenants:
+        if tenant.name in names:
+            raise ConfigError(f"two entries of tenants have the name {tenant.name}")
+        names.add(tenant.name)
 
 
 _ORDERED = (
@@ -156,21 +229,24 @@ def reloaded(old: Settings, new: Settings) -> tuple[Settings, list[str]]:
         ``old`` with the reloadable settings of ``new``, and the names of the settings that differ
         but need a restart.
     """
-    changed: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
+    changed: dict[str, dict[str, Any]] = {section: {} for section in ("", *SECTIONS)}
     restart = []
-    for name, one in SETTINGS.items():
+    reloadable = {name for name, one in SETTINGS.items() if one.reloadable}
+    reloadable |= {name for name, one in TABLES.items() if one.reloadable}
+    for name in (*SETTINGS, *TABLES):
         value = new.get(name)
         if value == old.get(name):
             continue
-        if one.reloadable:
-            changed[one.section][one.key] = value
+        if name in reloadable:
+            section, _, key = name.rpartition(".")
+            changed[section][key] = value
         else:
             restart.append(name)
-    sections: dict[str, Any] = {
-        section: dataclasses.replace(getattr(old, section), **fields)
-        for section, fields in changed.items()
-        if fields
-    }
+    sections: dict[str, Any] = changed.pop("")
+    for section, fields in changed.items():
+        attribute = section.replace(".", "_")
+        if fields:
+            sections[attribute] = dataclasses.replace(getattr(old, attribute), **fields)
     result = dataclasses.replace(
         old, **sections, replicas=new.replicas, origins=new.origins, source=new.source
     )
@@ -215,16 +291,66 @@ def _clip(value: object) -> str:
     return shown if len(shown) <= 80 else shown[:77] + "..."
 
 
+def _table(document: Mapping[str, object], section: str) -> Mapping[str, object]:
+    """Return a section's table, which has been checked to be one."""
+    table: Any = document
+    for step in section.split(".") if section else ():
+        table = table.get(step, {})
+    return cast(Mapping[str, object], table)
+
+
+def _read_tables(name: str, value: object, where: str) -> tuple[Any, ...]:
+    try:
+        return read_tables(TABLES[name], value, where)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
+def _resolve_secrets(values: dict[str, Any], environ: Mapping[str, str], where: str) -> set[str]:
+    """Look up the variables that credentials name; return their names."""
+    rules = values.get("params", ())
+    named: set[str] = set()
+    for index, rule in enumerate(rules):
+        for reference in secret_refs(rule.credentials):
+            if not reference.env:
+                continue
+            named.add(reference.env)
+            label = f"{where}: policy.params[{index}].credentials"
+            if not environ.get(reference.env):
+                raise ConfigError(f"{label}: the environment has no {reference.env}")
+            # Checked like any other secret.
+            _read(secret().read, environ[reference.env], f"{label} ({reference.env})", private=True)
+    if named:
+        values["params"] = tuple(
+            dataclasses.replace(rule, credentials=_with_values(rule.credentials, environ))
+            for rule in rules
+        )
+    return named
+
+
+def _with_values(value: Any, environ: Mapping[str, str]) -> Any:
+    if isinstance(value, SecretRef):
+        return dataclasses.replace(value, value=environ[value.env]) if value.env else value
+    if isinstance(value, dict):
+        return {name: _with_values(one, environ) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_with_values(one, environ) for one in value]
+    return value
+
+
 def _refuse_unknown(document: Mapping[str, object], where: str) -> None:
-    for section, table in document.items():
-        if section == "replicas":
+    lists = {"replicas", *TABLES}
+    for section, table in _sections(document):
+        if section in lists:
             continue
         if section not in SECTIONS:
-            known = [*SECTIONS, "replicas"]
+            known = [*SECTIONS, *lists]
             raise ConfigError(f"{where}: unknown section {section}{_hint(section, known)}")
         if not isinstance(table, dict):
             raise ConfigError(f"{where}: {section} must be a section: [{section}]")
         for key in table:
+            if f"{section}.{key}" in SECTIONS or f"{section}.{key}" in lists:
+                continue
             one = SETTINGS.get(f"{section}.{key}")
             if one is None:
                 raise ConfigError(f"{where}: unknown setting {section}.{key}{_near(section, key)}")
@@ -233,6 +359,16 @@ def _refuse_unknown(document: Mapping[str, object], where: str) -> None:
                     f"{where}: {one.name} is a secret and does not belong in the file: "
                     f"set {one.variable} in the environment"
                 )
+
+
+def _sections(document: Mapping[str, object]) -> Iterator[tuple[str, object]]:
+    """Yield the sections of a file, those inside others too, such as ``auth.jwt``."""
+    for section, table in document.items():
+        yield section, table
+        if isinstance(table, dict):
+            for key, inner in table.items():
+                if f"{section}.{key}" in SECTIONS:
+                    yield f"{section}.{key}", inner
 
 
 def _near(section: str, key: str) -> str:

@@ -15,21 +15,26 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 from urllib.parse import urlsplit
 
 from gateway.config.kinds import (
     Address,
     Kind,
+    SecretRef,
     boolean,
     choice,
+    credentials,
     duration,
     integer,
+    json_table,
     listing,
+    mapping,
     number,
     optional_address,
     optional_path,
     parse_address,
+    parse_network,
     path,
     secret,
     size,
@@ -37,6 +42,7 @@ from gateway.config.kinds import (
     url,
     variables,
 )
+from gateway.config.tables import REQUIRED, TableList, collect_tables, table, table_list
 
 if TYPE_CHECKING:
     from gateway.config.load import Source
@@ -68,6 +74,7 @@ class Setting:
         reloadable: whether SIGHUP applies a change; others need a restart.
         private: whether values may hold secrets: never printed, quoted or in a repr.
         in_file: whether the file may set it; secrets come from the environment only.
+        required: whether a table of which it is a key must have it.
     """
 
     section: str
@@ -80,6 +87,7 @@ class Setting:
     reloadable: bool = False
     private: bool = False
     in_file: bool = True
+    required: bool = False
 
     @property
     def name(self) -> str:
@@ -97,6 +105,7 @@ def setting(
     reloadable: bool = False,
     private: bool = False,
     in_file: bool = True,
+    required: bool = False,
 ) -> T:
     """Declare a field of a section; see :class:`Setting`."""
     made = Setting(
@@ -110,6 +119,7 @@ def setting(
         reloadable=reloadable,
         private=private,
         in_file=in_file,
+        required=required,
     )
     return field(default=default, metadata={"setting": made}, repr=not private)
 
@@ -121,7 +131,8 @@ class ServerSettings:
     listen: tuple[Address, ...] = setting(
         listing("HOST:PORT", parse_address, str, ",", low=1),
         (Address("127.0.0.1", 4321),),
-        "Addresses that accept clients. Port 0 lets the system choose one, which is printed.",
+        "Addresses that accept clients by the rules of `[auth]`. Port 0 lets the system choose "
+        "one, which is printed. The default is not used where there are `[[listeners]]`.",
         flag="--listen",
     )
     workers: int = setting(
@@ -209,6 +220,273 @@ class AuthSettings:
         integer(16, 10_000_000),
         65536,
         "Source addresses with recent failures that are remembered, about 200 bytes each.",
+    )
+
+
+def _names(what: str, *, low: int = 0) -> Kind[tuple[str, ...]]:
+    return listing(what, str, str, ",", low=low)
+
+
+def _optional(kind: Kind[T]) -> Kind[T | None]:
+    return cast("Kind[T | None]", kind)  # None is the default only, never read or shown.
+
+
+def _networks() -> Kind[tuple[str, ...]]:
+    return listing("network", parse_network, str, ",")
+
+
+@dataclass(frozen=True, slots=True)
+class TlsSettings:
+    """TLS of a listener; PEM files, read again by a reload and when they change."""
+
+    certificate: Path = setting(
+        path(), REQUIRED, "The listener's certificate, intermediates after it.", required=True
+    )
+    key: Path = setting(path(), REQUIRED, "Its private key, not encrypted.", required=True)
+    client_ca: Path | None = setting(
+        optional_path(),
+        None,
+        "Authorities whose client certificates are accepted. Without it none are asked for.",
+    )
+    require_client_certificate: bool = setting(
+        boolean(),
+        True,
+        "Whether `client_ca` turns away clients without a certificate. Those it does not may still "
+        "present a token.",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class PlaceIdentitySettings:
+    """Who everybody is that connects to a listener."""
+
+    tenant: str = setting(string(), REQUIRED, "Their tenant.", required=True)
+    user: str = setting(string(), REQUIRED, "Their user.", required=True)
+    role: str = setting(choice("user", "admin"), "user", "Their role.")
+
+
+@dataclass(frozen=True, slots=True)
+class CertificateIdentitySettings:
+    """Who a client is by its certificate. A selector is a field of the certificate (`CN`, `O`,
+    `OU`, `URI`, `DNS`, `EMAIL`), or with a regular expression `URI:spiffe://example/([^/]+)`, whose
+    first group is the name."""
+
+    tenant: str = setting(string(), "", "The tenant of every certificate, or `tenant_from`.")
+    tenant_from: str = setting(string("SELECTOR"), "", "Selector of the tenant.")
+    user: str = setting(string(), "", "The user of every certificate, or `user_from`.")
+    user_from: str = setting(string("SELECTOR"), "", "Selector of the user.")
+    admin_from: str = setting(
+        string("SELECTOR"), "", "Certificates in which this selects anything are administrators."
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class ListenerSettings:
+    """One entry of ``[[listeners]]``."""
+
+    address: Address = setting(
+        optional_address(), REQUIRED, "Address that accepts clients.", required=True
+    )
+    name: str = setting(string(), "", "Name for logs and the audit. Default: the address.")
+    networks: tuple[str, ...] = setting(
+        _networks(),
+        (),
+        "Source networks from which clients may connect; others are closed at once. Empty: any. "
+        "Required with `identity`.",
+    )
+    tls: TlsSettings | None = setting(
+        table(TlsSettings),
+        None,
+        "TLS: `certificate`, `key`, `client_ca`, `require_client_certificate` (default true).",
+    )
+    identity: PlaceIdentitySettings | None = setting(
+        table(PlaceIdentitySettings),
+        None,
+        "`tenant`, `user` and `role` of everybody who connects here: the network is the proof, and "
+        "clients need no token and no `connect`. A token that is presented all the same must be "
+        "good and prove the same identity.",
+    )
+    certificate_identity: CertificateIdentitySettings | None = setting(
+        table(CertificateIdentitySettings),
+        None,
+        "Who a client is by its certificate: `tenant` or `tenant_from`, `user` or `user_from`, "
+        "`admin_from`. The latter are `CN`, `O`, `OU`, `URI`, `DNS` or `EMAIL`, optionally with a "
+        "regular expression whose first group is the name (`URI:spiffe://example/([^/]+)`). Where "
+        "it does not say, the client needs a token.",
+    )
+    proxy_protocol: bool = setting(
+        boolean(),
+        False,
+        "Whether every connection begins with a PROXY header (version 1 or 2) that names the real "
+        "client.",
+    )
+    proxy_networks: tuple[str, ...] = setting(
+        _networks(),
+        (),
+        "Balancers whose PROXY header is believed; connections from elsewhere are closed at once. "
+        "Required with `proxy_protocol`.",
+    )
+
+    @property
+    def label(self) -> str:
+        """The name that logs and the audit show."""
+        return self.name or str(self.address)
+
+
+@dataclass(frozen=True, slots=True)
+class QuotaSettings:
+    """What a tenant, or each of its users, may use of one worker; 0 means no limit."""
+
+    connections: int = setting(integer(0), 0, "Client connections at a time.")
+    sessions: int = setting(integer(0), 0, "Live sessions at a time.")
+    turns: int = setting(integer(0), 0, "Sessions that work on a prompt at a time.")
+    messages_per_second: float = setting(number(0.0), 0.0, "Messages to the gateway per second.")
+    bytes_per_second: int = setting(size(), 0, "Bytes of messages to the gateway per second.")
+    max_frame: int = setting(size(), 0, "Largest message, if below `limits.max_frame`.")
+
+
+@dataclass(frozen=True, slots=True)
+class TenantSettings:
+    """One entry of ``[[tenants]]``."""
+
+    name: str = setting(
+        string(), REQUIRED, "The tenant; `*` for each one that has no entry.", required=True
+    )
+    sessions: str = setting(
+        choice("private", "shared"),
+        "private",
+        "Whose a session is: `private`, its user's (and the tenant's administrators'); `shared`, "
+        "everybody's in the tenant. Prompts to a shared session are in the audit log.",
+    )
+    limits: QuotaSettings | None = setting(
+        table(QuotaSettings),
+        None,
+        "What the tenant may use: `connections`, `sessions` (live), `turns` (in flight), "
+        "`messages_per_second`, `bytes_per_second`, `max_frame`; 0 or absent is no limit. "
+        "Each worker counts for itself. Going over one is answered with `-32012` and "
+        "`retryAfterMs`.",
+    )
+    user_limits: QuotaSettings | None = setting(
+        table(QuotaSettings), None, "What each of its users may use; the same keys."
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class MethodRuleSettings:
+    """One entry of ``[[policy.methods]]``."""
+
+    effect: str = setting(
+        choice("allow", "deny"), REQUIRED, "What the rule does: `allow` or `deny`.", required=True
+    )
+    methods: tuple[str, ...] = setting(
+        _names("pattern", low=1),
+        REQUIRED,
+        "Patterns of method names; `*` stands for any characters, dots included.",
+        required=True,
+    )
+    tenants: tuple[str, ...] = setting(_names("tenant"), (), "Tenants it is for. Empty: all.")
+    roles: tuple[str, ...] = setting(
+        listing("role", choice("user", "admin").read, str, ","), (), "Roles it is for. Empty: all."
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class ParamRuleSettings:
+    """One entry of ``[[policy.params]]``."""
+
+    tenants: tuple[str, ...] = setting(_names("tenant"), (), "Tenants it is for. Empty: all.")
+    users: tuple[str, ...] = setting(_names("user"), (), "Users it is for. Empty: all.")
+    roles: tuple[str, ...] = setting(
+        listing("role", choice("user", "admin").read, str, ","), (), "Roles it is for. Empty: all."
+    )
+    force: dict[str, Any] | None = setting(
+        json_table(),
+        None,
+        "Params of `session.create` and `session.resume` that always have these values.",
+    )
+    default: dict[str, Any] | None = setting(
+        json_table(),
+        None,
+        "Params of `session.create` that have these values unless the client gives others.",
+    )
+    forbid: tuple[str, ...] = setting(
+        _names("param"),
+        (),
+        "Params of `session.create`, `session.resume` and `session.options.update` that clients "
+        "may not give.",
+    )
+    models: tuple[str, ...] | None = setting(
+        _optional(_names("pattern")), None, "Patterns of the models that may be used. Absent: any."
+    )
+    tools: tuple[str, ...] | None = setting(
+        _optional(_names("tool")),
+        None,
+        "Tools that the agent may have: a name (`view`), a name with its source (`builtin:view`) "
+        "or all of a source (`mcp:*`). Absent: any.",
+    )
+    root: str = setting(
+        string("PATH"),
+        "",
+        "Directory of the replicas that must contain every path that a client names, and where "
+        "sessions start that name none; `{tenant}` and `{user}` stand for the client's.",
+    )
+    commands: tuple[str, ...] = setting(
+        _names("pattern"), (), "Patterns of slash commands that are allowed besides the harmless."
+    )
+    credentials: dict[str, Any] | None = setting(
+        credentials(),
+        None,
+        "Params that choose account or key of a session (`gitHubToken`, `provider`, ...), put in "
+        'place of the client\'s. Secrets in it are named, not written: `{ env = "VARIABLE" }` or '
+        '`{ file = "path" }`.',
+        private=True,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class JwtSettings:
+    """Tokens signed by an issuer (JWT, OpenID Connect), beside the gateway's own. Off without
+    `issuer`."""
+
+    issuer: str = setting(string("URL"), "", "What `iss` must be. Empty: no such tokens.")
+    audience: str = setting(string(), "", "What `aud` must be or contain.")
+    jwks_url: str = setting(
+        url("https", "http"),
+        "",
+        "Where the issuer publishes its keys; `http` on loopback only. Fetched every five minutes "
+        "and when a token names an unknown key.",
+    )
+    jwks_file: Path | None = setting(
+        optional_path(), None, "File with the issuer's keys instead, read again when it changes."
+    )
+    jwks_ca: Path | None = setting(
+        optional_path(), None, "Authorities to trust for `jwks_url` instead of the system's."
+    )
+    algorithms: tuple[str, ...] = setting(
+        listing("algorithm", str, str, ",", low=1),
+        ("RS256", "ES256", "EdDSA"),
+        "Accepted signature algorithms; symmetric ones and `none` are not to be had.",
+    )
+    tenant: str = setting(string(), "", "Tenant of every token. Empty: from `tenant_claim`.")
+    tenant_claim: str = setting(
+        string("CLAIM"), "tenant", "Claim that names the tenant; dots lead into nested objects."
+    )
+    user_claim: str = setting(string("CLAIM"), "sub", "Claim that names the user.")
+    role_claim: str = setting(
+        string("CLAIM"), "", "Claim with a role or a list of them. Empty: all have `default_role`."
+    )
+    roles: tuple[tuple[str, str], ...] = setting(
+        mapping("user", "admin"),
+        (),
+        "Values of `role_claim` and the role that each gives: `user` or `admin`.",
+    )
+    default_role: str = setting(
+        choice("user", "admin", "none"),
+        "user",
+        "Role where no value of `role_claim` matches; `none` refuses such tokens.",
+    )
+    clock_skew: float = setting(
+        duration(0.0, 600.0), 30.0, "How far the issuer's clock may differ from ours."
     )
 
 
@@ -491,11 +769,81 @@ class LogSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class AuditSettings:
+    """The audit log: one JSON line for each authentication, session made, resumed, forked or
+    deleted, refused method and admin action."""
+
+    path: str = setting(
+        string("PATH"), "", "File of the audit log, or `-` for standard output. Empty: none."
+    )
+    max_size: int = setting(
+        size(), 100 << 20, "Size at which the file is renamed to `path.1` and so on; 0: never."
+    )
+    keep: int = setting(integer(0, 1000), 5, "Renamed files that are kept.")
+
+
+@dataclass(frozen=True, slots=True)
+class PolicySettings:
+    """What identities may do with the replicas."""
+
+    isolation: str = setting(
+        choice("shared", "tenant", "user"),
+        "shared",
+        "Who shares the replicas. `shared`: any tenants, so what reaches beyond a caller's own "
+        "sessions takes an administrator. `tenant`, `user`: one tenant or one user only, who may "
+        "then also become a provider for the whole CLI process; all others are refused.",
+    )
+    tenant: str = setting(
+        string(), "", "The one tenant that may connect, for `isolation` other than `shared`."
+    )
+    user: str = setting(string(), "", 'The one user that may connect, for `isolation = "user"`.')
+    unknown_session_methods: str = setting(
+        choice("deny", "allow"),
+        "deny",
+        "Whether users may call `session.*` methods that the gateway does not know, on sessions of "
+        "their own. `deny` answers as a CLI that lacks them.",
+        reloadable=True,
+    )
+    methods: tuple[MethodRuleSettings, ...] = table_list(
+        MethodRuleSettings,
+        "Rules that allow or deny methods; the first that matches decides, before the defaults of "
+        "the reference page of methods. Checks of session ids stay in force.",
+        """\
+effect = "deny"
+methods = ["session.shell.*"]
+tenants = ["acme"]
+roles = ["user"]""",
+        reloadable=True,
+    )
+    params: tuple[ParamRuleSettings, ...] = table_list(
+        ParamRuleSettings,
+        "Rules on the params of sessions. Where several apply, each key is taken from the first "
+        "that has it; `forbid` and `commands` add up.",
+        """\
+tenants = ["acme"]
+force = { mode = "empty" }
+forbid = ["mcpServers"]
+models = ["gpt-4.1*"]
+tools = ["builtin:view", "builtin:grep"]
+root = "/srv/work/{tenant}/{user}"
+credentials = { gitHubToken = { file = "/run/secrets/acme-github" } }""",
+        reloadable=True,
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class AdminSettings:
     """The admin HTTP listener: health, metrics, replicas, sessions."""
 
     listen: Address | None = setting(
-        optional_address(), None, "Address of the admin listener. Empty: none.", flag="--admin"
+        optional_address(),
+        None,
+        "Address of the admin listener. Empty: none. The admin commands look at `127.0.0.1:9321` "
+        "unless told otherwise.",
+        flag="--admin",
+    )
+    open_metrics: bool = setting(
+        boolean(), True, "Whether `/metrics` needs no token; it names tenants and replicas."
     )
     token: str = setting(
         secret(),
@@ -514,6 +862,8 @@ class AdminSettings:
 SECTIONS: dict[str, type] = {
     "server": ServerSettings,
     "auth": AuthSettings,
+    "auth.jwt": JwtSettings,
+    "policy": PolicySettings,
     "routing": RoutingSettings,
     "storage": StorageSettings,
     "spawn": SpawnSettings,
@@ -524,8 +874,10 @@ SECTIONS: dict[str, type] = {
     "drain": DrainSettings,
     "sessions": SessionsSettings,
     "log": LogSettings,
+    "audit": AuditSettings,
     "admin": AdminSettings,
 }
+"""Sections by their name in the file; the field of :class:`Settings` has ``_`` for a dot."""
 
 REPLICA_KEYS = {
     "name": "Stable name, for the hash ring, logs and `drain NAME`. Default: the address.",
@@ -539,8 +891,12 @@ REPLICA_KEYS = {
 def _collect() -> Iterator[Setting]:
     for section, owner in SECTIONS.items():
         for one in dataclasses.fields(owner):
+            if "setting" not in one.metadata:
+                continue
             made: Setting = one.metadata["setting"]
-            variable = made.variable or f"{ENV_PREFIX}{section}_{one.name}".upper()
+            variable = made.variable or f"{ENV_PREFIX}{section}_{one.name}".upper().replace(
+                ".", "_"
+            )
             yield dataclasses.replace(made, section=section, key=one.name, variable=variable)
 
 
@@ -572,6 +928,28 @@ class Settings:
 
     server: ServerSettings = field(default_factory=ServerSettings)
     auth: AuthSettings = field(default_factory=AuthSettings)
+    auth_jwt: JwtSettings = field(default_factory=JwtSettings)
+    listeners: tuple[ListenerSettings, ...] = table_list(
+        ListenerSettings,
+        "Addresses that accept clients in ways of their own. `server.listen` stays in use beside "
+        "them only where it is set.",
+        """\
+name = "lab"
+address = "10.1.0.1:4321"
+networks = ["10.1.0.0/16"]
+identity = { tenant = "lab", user = "lab", role = "user" }""",
+    )
+    tenants: tuple[TenantSettings, ...] = table_list(
+        TenantSettings,
+        "Tenants that differ from the defaults. Tenants need no entry to exist.",
+        """\
+name = "acme"
+sessions = "shared"
+limits = { connections = 100, sessions = 500, turns = 50 }
+user_limits = { messages_per_second = 50.0, bytes_per_second = "4MiB" }""",
+        reloadable=True,
+    )
+    policy: PolicySettings = field(default_factory=PolicySettings)
     routing: RoutingSettings = field(default_factory=RoutingSettings)
     storage: StorageSettings = field(default_factory=StorageSettings)
     replicas: tuple[ReplicaSettings, ...] = ()
@@ -583,6 +961,7 @@ class Settings:
     drain: DrainSettings = field(default_factory=DrainSettings)
     sessions: SessionsSettings = field(default_factory=SessionsSettings)
     log: LogSettings = field(default_factory=LogSettings)
+    audit: AuditSettings = field(default_factory=AuditSettings)
     admin: AdminSettings = field(default_factory=AdminSettings)
     origins: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
     source: Source | None = field(default=None, compare=False, repr=False)
@@ -591,9 +970,27 @@ class Settings:
         """Return the tokens and the password that the settings hold, for masking them in logs."""
         found = [self.auth.static_token, self.admin.token, urlsplit(self.registry.url).password]
         found += [replica.token for replica in self.replicas]
+        for rule in self.policy.params:
+            found += [reference.value for reference in secret_refs(rule.credentials)]
         return tuple(one for one in found if one)
 
     def get(self, name: str) -> Any:
-        """Return the value of ``section.key``."""
-        section, _, key = name.partition(".")
-        return getattr(getattr(self, section), key)
+        """Return the value of ``section.key``, or of a list of tables."""
+        section, _, key = name.rpartition(".")
+        return getattr(getattr(self, section.replace(".", "_")) if section else self, key)
+
+
+def secret_refs(value: Any) -> Iterator[SecretRef]:
+    """Yield the secrets that a value names, wherever they stand in it."""
+    if isinstance(value, SecretRef):
+        yield value
+    elif isinstance(value, Mapping):
+        for one in value.values():
+            yield from secret_refs(one)
+    elif isinstance(value, list):
+        for one in value:
+            yield from secret_refs(one)
+
+
+TABLES: dict[str, TableList] = collect_tables(SECTIONS, Settings)
+"""All lists of tables by name."""
