@@ -511,8 +511,7 @@ class Client:
     def _request_lost(self, pending: Pending, again: dict[Binding, list[Request]]) -> None:
         request = pending.request
         binding = pending.binding
-        gated = request is not None and request.gated
-        if pending.hook is not None and gated:
+        if pending.hook is not None and request is not None and request.awaited:
             pending.hook(None, b"")
             return
         if request is None or self.closed:

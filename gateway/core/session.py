@@ -112,7 +112,12 @@ class Request:
     @property
     def gated(self) -> bool:
         """Whether later messages wait until this one is answered or checked."""
-        return self.rule.route in _GATED or not self.rule.simple
+        return self.awaited or not self.rule.simple
+
+    @property
+    def awaited(self) -> bool:
+        """Whether a binding waits for the answer, and deals with there being none."""
+        return self.rule.route in _GATED
 
 
 class Binding:
