@@ -107,8 +107,6 @@ class Link:
             RpcError: it refused the handshake.
         """
         self.sink = await self._hub.dialer.dial(self)
-        if self.client is not None and self.client.write_paused:
-            self.pause_reading()
         params = dict(self.client.connect_params) if self.client is not None else {}
         if self.replica.spec.token is not None:
             params["token"] = self.replica.spec.token
@@ -127,6 +125,9 @@ class Link:
         self.version = str(result.get("version", "")) if type(result) is dict else ""
         self.ready = True
         self.replica.greeted(result)
+        # Not before: a client that does not keep up must not make the replica look dead.
+        if self.client is not None and self.client.write_paused:
+            self.pause_reading()
 
     def lost(self, reason: str) -> None:
         """Note that the connection has ended, from either side; idempotent."""

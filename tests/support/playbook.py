@@ -98,7 +98,11 @@ class _Ear:
 
     def __call__(self, data: bytes) -> None:
         for body in self._decoder.feed(data):
-            self._inbox.put(json.loads(body))
+            try:
+                message = json.loads(body)
+            except ValueError:
+                message = None
+            self._inbox.put(message if isinstance(message, dict) else {"broken": body})
 
 
 class Actor:
