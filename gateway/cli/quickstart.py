@@ -26,6 +26,8 @@ _READY = re.compile(r"^copilot-gateway listening on port (\d+)$")
 def snippet(url: str, token: str, env: Mapping[str, str]) -> str:
     """Return a few lines of Python that hold a conversation through the gateway at ``url``.
 
+    Good for a file and for the prompt, which takes an empty line for the end of a function.
+
     With a GitHub token in ``env`` the CLIs know their model. A provider in their environment is
     not used for the sessions of SDKs, so that the application has to name it.
     """
@@ -49,6 +51,7 @@ def snippet(url: str, token: str, env: Mapping[str, str]) -> str:
 async def main():
     async with CopilotClient(connection={gateway}) as client:
         print((await (await client.create_session({session})).send_and_wait("Say hello!")).data.content)
+
 asyncio.run(main())
 """  # noqa: E501 - five lines, to be pasted
 
@@ -74,7 +77,9 @@ def banner(port: int, env: Mapping[str, str]) -> str:
     token = env[TOKEN_VARIABLE]
     parts = [
         f"cli_url: {url}\ntoken:   {token}\n",
-        f"With the Python SDK (pip install github-copilot-sdk):\n\n{snippet(url, token, env)}",
+        "Paste this into .venv/bin/python, or wherever github-copilot-sdk is installed:\n\n"
+        + snippet(url, token, env),
+        "(The SDK logs that session.sendAndWait is unknown to this CLI, and does without it.)\n",
         missing_credentials(env),
         "Stop it with Ctrl-C.\n",
     ]
