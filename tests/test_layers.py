@@ -27,7 +27,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "config": _BASE,
     "io": _IO,
     "app": _IO | {"io"},
-    "cli": _IO | {"io", "app", "testing"},
+    "demo": _IO | {"io", "testing"},
+    "loadtest": _BASE | {"wire", "config", "io", "testing"},
+    "cli": _IO | {"io", "app", "demo", "loadtest", "testing"},
     "testing": _BASE | {"wire"},
 }
 """What the modules of each part of ``gateway`` may import from the other parts."""

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 
 from gateway import __version__
-from gateway.cli import admin_client, connect, serve, token
+from gateway.cli import admin_client, connect, demo, loadtest, serve, token
 from gateway.errors import EXIT_FAILURE, EXIT_USAGE, StartupError
 
 PROGRAM = "copilot-gateway"
@@ -34,6 +34,8 @@ def build_parser() -> argparse.ArgumentParser:
     token.add_commands(subparsers)
     connect.add_command(subparsers)
     admin_client.add_commands(subparsers)
+    loadtest.add_command(subparsers)
+    demo.add_command(subparsers)
     return parser
 
 

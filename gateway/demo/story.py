@@ -7,7 +7,8 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -36,11 +37,12 @@ COLOURS = ("amber", "blue", "coral", "green", "ivory", "olive")
 TIME_LIMIT = 60.0
 """Seconds for the whole story, which takes about five; a loaded machine takes longer."""
 
-_TURN_TIMEOUT = 30.0
+_TURN_TIMEOUT = 15.0
 _POLL = 0.005
 _NOT_FOUND = "Session not found"
 _ID_WIDTH = 8
 _LABEL_WIDTH = 12
+_LOG_WIDTH = 300
 
 
 class StoryError(Exception):
@@ -83,7 +85,7 @@ async def run(screen: Screen, cli: CliBinary, env: Mapping[str, str]) -> int:
             else:
                 return EXIT_OK
     for line in gateway.log:
-        screen.note(line)
+        screen.note(line[:_LOG_WIDTH])
     return EXIT_FAILURE
 
 
@@ -118,7 +120,7 @@ class _Story:
             GatewayEndedError: the gateway ended.
         """
         ann, bob = await self._start()
-        async with self._client(ann) as client:
+        async with self._connected(ann) as client:
             await self._converse(client)
             await self._wrong_token()
             await self._other_tenant(bob, client)
@@ -129,6 +131,20 @@ class _Story:
         """Return a client of the SDK: what an application's own code would do."""
         address = f"127.0.0.1:{self._gateway.port}"
         return CopilotClient(connection=RuntimeConnection.for_uri(address, connection_token=token))
+
+    @asynccontextmanager
+    async def _connected(self, token: str) -> AsyncIterator[CopilotClient]:
+        """Connect a client for a while."""
+        client = self._client(token)
+        await client.start()
+        try:
+            yield client
+        except BaseException:
+            # What went wrong first is what counts.
+            with suppress(Exception):
+                await client.stop()
+            raise
+        await client.stop()
 
     # The steps
 
@@ -192,7 +208,7 @@ class _Story:
         listed = {one.session_id for one in await owner.list_sessions()}
         _check(listed == mine, f"acme/ann sees {len(listed)} sessions instead of {len(mine)}")
         self._label("acme/ann", f"lists {len(listed)} sessions")
-        async with self._client(token) as stranger:
+        async with self._connected(token) as stranger:
             started = time.monotonic()
             seen = await stranger.list_sessions()
             _check(not seen, f"globex/bob sees {len(seen)} sessions")
