@@ -130,7 +130,10 @@ def parse_stages(text: str) -> Shape:
         match = _STAGE.fullmatch(part.strip())
         if match is None:
             raise ValueError(f"stage {part.strip()!r}: expected TIME:LEVEL, such as 30s:50")
-        seconds, target = parse_duration(match[1]), float(match[2])
+        try:
+            seconds, target = parse_duration(match[1]), float(match[2])
+        except ValueError as error:
+            raise ValueError(f"stage {part.strip()!r}: {error}") from None
         if seconds:
             stages.append(Stage(seconds, level, target))
         level = target
