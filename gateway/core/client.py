@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import inspect
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -18,15 +19,19 @@ import orjson
 from gateway import errors
 from gateway.core import answers
 from gateway.core.link import Link, LinkLostError
+from gateway.core.ports import Denied, Entry
 from gateway.core.recipe import after_call, changes_recipe
-from gateway.core.session import Binding, Request
-from gateway.core.stats import MethodStats, TenantStats
+from gateway.core.session import Binding, Request, Session, SessionNotFoundError
+from gateway.core.stats import MethodStats, TenantStats, method_class
+from gateway.core.turn import REPEATABLE
 from gateway.errors import RpcError
 from gateway.policy import results
+from gateway.policy.params import ParamPolicy, policy_for
+from gateway.policy.quotas import Allowance
 from gateway.policy.rules import MethodRule, PolicyView, Route
-from gateway.policy.session_ids import is_valid_session_id
+from gateway.policy.session_ids import is_valid_session_id, session_ids
 from gateway.types import Identity, Owner, Role
-from gateway.wire import envelope, framing
+from gateway.wire import compat, envelope, framing
 
 if TYPE_CHECKING:
     from gateway.core.hub import Hub
@@ -41,6 +46,25 @@ _CONNECT_FIELDS = frozenset(
 )
 _TASK_KINDS = ("agent", "shell", "client")
 _DEFAULT_TASK_KINDS = frozenset({"agent", "shell"})
+_DIRECT = Entry()
+_NO_METHODS: frozenset[str] = frozenset()
+
+_BRIDGED = frozenset({compat.DETACH, "session.shutdown"})
+"""Session methods whose answer is not passed on as it came."""
+
+_UNBOUND = frozenset({Route.ANY, Route.SINGLETON, Route.REPLY, Route.MERGE, Route.ALL})
+"""Routes of requests that may name sessions without being about one."""
+
+_NEVER_REFUSED = frozenset({"session.answer", "session.abort", "session.end"})
+"""Classes of methods that end something: over a rate they are delayed, not refused."""
+
+_REFUSED_PAUSE = 0.1
+"""Seconds for which a client at most is not read after a refusal: it cannot spend our time by
+ignoring refusals, and what it sends to end something does not wait long."""
+
+_LONGEST_PAUSE = 5.0
+"""Seconds for which a client at most is not read after messages that are never refused."""
+
 _SPLIT_WRITE_BYTES = 64 * 1024
 """From this size on, header and body are written apart rather than copied together."""
 
@@ -98,20 +122,28 @@ class Client:
     """
 
     __slots__ = (
+        "_allowance",
         "_auth_failures",
         "_authenticating",
         "_buffer",
         "_callbacks",
         "_deadline",
+        "_entry",
         "_expiry",
         "_held",
+        "_held_bytes",
         "_holds",
         "_hub",
         "_lobby",
         "_lobby_busy",
         "_next_callback",
+        "_old",
         "_opening",
+        "_paced",
+        "_params",
         "_policy",
+        "_shaped",
+        "_shares",
         "_tenant_stats",
         "bindings",
         "closed",
@@ -125,8 +157,25 @@ class Client:
         "write_paused",
     )
 
-    def __init__(self, hub: Hub, sink: Sink, peer: str) -> None:
+    def __init__(self, hub: Hub, sink: Sink, peer: str, entry: Entry = _DIRECT) -> None:
+        """Admit a connection.
+
+        Args:
+            hub: what the clients share.
+            sink: where bytes for it go.
+            peer: its address.
+            entry: the listener it came in by; one that proves an identity makes the client
+                authenticated from the start.
+        """
         self._hub = hub
+        self._entry = entry
+        self._allowance: Allowance | None = None
+        self._held_bytes = 0
+        self._old = False
+        self._paced = False
+        self._params: ParamPolicy | None = None
+        self._shaped = _NO_METHODS
+        self._shares = False
         self._buffer = framing.FrameBuffer(
             hub.limits.max_unauthenticated_frame, hub.limits.max_header
         )
@@ -156,6 +205,8 @@ class Client:
         hub.stats.clients_open += 1
         hub.stats.clients_accepted += 1
         self._deadline: Any = hub.tasks.call_later(hub.limits.connect_deadline, self._too_late)
+        if entry.identity is not None:
+            self._enter(entry.identity)
 
     def __repr__(self) -> str:
         """Return a diagnosis; names no secret."""
@@ -168,10 +219,13 @@ class Client:
     def who(self) -> dict[str, str]:
         """Return the fields that name this client in audit records."""
         identity = self.identity
+        place = {"peer": self.peer}
+        if self._entry.listener:
+            place["listener"] = self._entry.listener
         if identity is None:
-            return {"peer": self.peer}
+            return place
         return {
-            "peer": self.peer,
+            **place,
             "tenant": identity.tenant,
             "user": identity.user,
             "role": identity.role.value,
@@ -184,8 +238,14 @@ class Client:
         return (
             identity is not None
             and owner.tenant == identity.tenant
-            and (owner.user == identity.user or identity.role is Role.ADMIN)
+            and (owner.user == identity.user or self.sees_tenant)
         )
+
+    @property
+    def sees_tenant(self) -> bool:
+        """Whether all sessions of its tenant exist for this client."""
+        identity = self.identity
+        return identity is not None and (self._shares or identity.role is Role.ADMIN)
 
     # Bytes from the client
 
@@ -229,7 +289,11 @@ class Client:
     def _hold(self, body: bytes) -> None:
         """Keep what was pipelined behind a ``connect`` that is still being checked."""
         self._held.append(body)
-        if sum(map(len, self._held)) > self._hub.limits.max_unauthenticated_frame:
+        self._held_bytes += len(body)
+        limits = self._hub.limits
+        if self._held_bytes > (
+            limits.max_unauthenticated_frame if self.identity is None else limits.queue_bytes
+        ):
             self.cut("limit", "too much was sent before the authentication was answered")
 
     def _frame_too_large(self, error: framing.FrameTooLargeError) -> None:
@@ -258,13 +322,23 @@ class Client:
         method = message.get("method")
         policy = self._policy
         if policy is None:
-            self._unauthenticated(message)
-            return
+            if self.identity is None:
+                self._unauthenticated(message)
+                return
+            # Known by its listener; what it says first tells the age of its SDK.
+            self._old = compat.is_old_client(method or "")
+            policy = self._policy = self._hub.policy.view(self.identity)
         if method is None:
+            if self._allowance is not None:
+                self._allow(self._allowance, None, len(body))
             self._callback_answered(message)
             return
         rule = policy.rule_for(method)
         request = Request(message, rule, len(body))
+        if self._allowance is not None and not self._allow(self._allowance, request, len(body)):
+            return
+        if method in self._shaped and not self._shape(request):
+            return
         if self.refuses_duplicate(request):
             return
         if request.id is not None and len(self.pending) >= self._hub.limits.max_pending:
@@ -289,6 +363,68 @@ class Client:
         )
         return True
 
+    def _allow(self, allowance: Allowance, request: Request | None, size: int) -> bool:
+        """Hold a message against the quotas; refuse it, or delay those after it, if it is over.
+
+        Args:
+            allowance: the client's quotas.
+            request: the message, or None for the answer to a replica's request.
+            size: its bytes.
+        """
+        wait, refusal = allowance.take(size, self._hub.now())
+        if refusal is None:
+            return True
+        if (
+            request is None
+            or request.id is None
+            or method_class(request.method) in _NEVER_REFUSED
+            or request.method == "connect"
+        ):
+            allowance.spend(size)
+            self._pace(min(wait, _LONGEST_PAUSE))
+            return True
+        self._over_quota(request, refusal)
+        self._pace(min(wait, _REFUSED_PAUSE))
+        return False
+
+    def _over_quota(self, request: Request, refusal: RpcError) -> None:
+        if self._tenant_stats is not None:
+            self._tenant_stats.limited += 1
+        self.refuse(request, refusal)
+
+    def _pace(self, seconds: float) -> None:
+        """Read nothing more from the client for a while."""
+        if not self._paced and not self.closed:
+            self._paced = True
+            self.hold_reading()
+            self._hub.tasks.call_later(seconds, self._pace_over)
+
+    def _pace_over(self) -> None:
+        self._paced = False
+        self.release_reading()
+
+    def _shape(self, request: Request) -> bool:
+        """Put the params through the operator's rules; False if they were refused."""
+        if request.rule.route is Route.DENY or self._params is None:
+            return True
+        params = request.params
+        try:
+            shaped = self._params.apply(request.method, params)
+        except RpcError as error:
+            self.refuse(request, error)
+            self._hub.audit.record(
+                "denied",
+                **self.who(),
+                method=request.method,
+                outcome="denied",
+                code=error.code,
+                reason=error.message,
+            )
+            return False
+        if shaped is not params:
+            request.message = {**request.message, "params": dict(shaped)}
+        return True
+
     def _dispatch(self, request: Request) -> None:
         """Route a message that does not simply pass to an open session."""
         route = request.rule.route
@@ -303,13 +439,34 @@ class Client:
                 self._connect(request.message)
             elif request.method == "$/cancelRequest":
                 self._cancel(request)
-        elif route in (Route.ANY, Route.SINGLETON, Route.REPLY):
-            self._lobby.append(request)
-            self._drain_lobby()
-        elif route in (Route.MERGE, Route.SCATTER, Route.ALL):
-            self._ask_all(request)
+        elif route in _UNBOUND and request.rule.session_paths:
+            self._hub.tasks.spawn(self._check_ids(request), request.method)
+        elif route in _UNBOUND or route is Route.SCATTER:
+            self._unbound(request)
         else:
             self._for_session(request)
+
+    def _unbound(self, request: Request) -> None:
+        """Route a request that is not about one session."""
+        if request.rule.route in (Route.MERGE, Route.SCATTER, Route.ALL):
+            self._ask_all(request)
+        else:
+            self._lobby.append(request)
+            self._drain_lobby()
+
+    async def _check_ids(self, request: Request) -> None:
+        """Route a request once every session that it names is known to be the client's."""
+        named = ""
+        try:
+            for named in session_ids(request.rule.session_paths, request.params):
+                await self._hub.authorize(self, named)
+        except SessionNotFoundError:
+            self.answer_unknown(request, named)
+        except RpcError as error:
+            self.refuse(request, error)
+        else:
+            if not self.closed and not self.refuses_duplicate(request):
+                self._unbound(request)
 
     def _for_session(self, request: Request) -> None:
         params = request.params
@@ -342,11 +499,34 @@ class Client:
             binding = self.bindings[session_id] = Binding(self._hub, self, session_id)
         binding.submit(request)
 
+    @contextmanager
+    def opening(self, session: Session | None) -> Iterator[None]:
+        """Count a session that is being created or resumed, for as long as that takes.
+
+        Raises:
+            RpcError: a quota does not allow one more.
+        """
+        allowance = self._allowance
+        if allowance is None or (session is not None and session.live):
+            yield
+            return
+        refusal = allowance.open_session()
+        if refusal is not None:
+            if self._tenant_stats is not None:
+                self._tenant_stats.limited += 1
+            raise refusal
+        try:
+            yield
+        finally:
+            allowance.session_opened()
+
     # Bytes to the client
 
     def write(self, frame: bytes) -> None:
         """Send one or more whole frames."""
         if not self.closed:
+            if self._old:
+                frame = _for_old_client(frame)
             self.sink.write(frame)
             self._hub.stats.bytes_to_client += len(frame)
 
@@ -386,6 +566,8 @@ class Client:
         """Send a message on a link, in canonical form."""
         rule = request.rule
         message = request.message
+        if rule.starts_turn and binding is not None and not self._may_work(binding, request):
+            return
         if rule.sent_as != rule.method:
             message = {**message, "method": rule.sent_as}
         text = orjson.dumps(message)
@@ -393,34 +575,62 @@ class Client:
             stats = self._hub.stats.method(rule.method)
             if hook is None and binding is not None:
                 hook = self._hook_for(binding, request)
+                rewrites = hook is not None and (
+                    rule.method in _BRIDGED or (rule.starts_turn and self._hub.durable)
+                )
             self.pending[request.id] = Pending(
                 link, binding, request, rule, stats, self._hub.now(), hook, rewrites
             )
             link.replica.stats.in_flight += 1
-            if rule.starts_turn and binding is not None and binding.session is not None:
-                binding.session.turn.sent()
         if len(text) < _SPLIT_WRITE_BYTES:
             link.send(b"Content-Length: %d\r\n\r\n%b" % (len(text), text))
         else:
             link.send(b"Content-Length: %d\r\n\r\n" % len(text))
             link.send(text)
 
+    def _may_work(self, binding: Binding, request: Request) -> bool:
+        """Whether the quotas let a session begin to work; a working one may go on."""
+        session = binding.session
+        if self._allowance is not None and session is not None and not session.turn.busy:
+            refusal = self._allowance.start_turn()
+            if refusal is not None:
+                self._over_quota(request, refusal)
+                return False
+        if self._shares:
+            self._hub.audit.record(
+                "session.send",
+                **self.who(),
+                session=binding.session_id,
+                method=request.method,
+                outcome="ok",
+            )
+        return True
+
     def _hook_for(self, binding: Binding, request: Request) -> Hook | None:
         """Return what has to be called with the answer to a session's request, if anything."""
         rule = request.rule
-        if rule.route is not Route.SESSION or rule.starts_turn or changes_recipe(rule.method):
+        if rule.starts_turn:
+            if binding.session is None:
+                return None
+            return partial(binding.prompt_answered, binding.session.turn.sent(binding, request))
+        if rule.mutates and binding.session is not None:
+            binding.session.turn.called(rule.method, request.params)
+        if rule.route is not Route.SESSION or changes_recipe(rule.method):
             return partial(self._answered, binding, request)
         return None
 
     def _answered(self, binding: Binding, request: Request, ok: bool | None, text: bytes) -> None:
         """Note what the answer to a session's request means for the session."""
         rule = request.rule
-        if rule.starts_turn:
-            if ok is False and binding.session is not None:
-                binding.session.turn.refused()
-        elif not ok:
+        if (
+            rule.method in _BRIDGED
+            and ok is not None
+            and not self._bridge(binding, request, ok, text)
+        ):
             return
-        elif rule.route is Route.DETACH:
+        if not ok:
+            return
+        if rule.route is Route.DETACH:
             self._detached(binding)
         elif rule.route is Route.CLOSE:
             self._hub.session_closed(binding.session_id)
@@ -428,6 +638,24 @@ class Client:
             self._deleted(binding, text)
         elif binding.recipe is not None:
             binding.recipe = after_call(binding.recipe, rule.method, request.params)
+
+    def _bridge(self, binding: Binding, request: Request, ok: bool, text: bytes) -> bool:
+        """Pass on an answer as the client expects it; False if the question was put again."""
+        if request.rule.sent_as != request.method:
+            # The CLI answers a shutdown with null, whatever the method sent in its place says.
+            self.write(envelope.result_frame(request.id, None) if ok else framing.encode(text))
+            return True
+        if (
+            not ok
+            and request.message.get("method") == compat.DETACH
+            and binding.link is not None
+            and compat.lacks_detach(envelope.loads(text).get("error") or {})
+        ):
+            request.message = compat.destroy_for_detach(request.message)
+            self.forward(binding.link, binding, request)
+            return False
+        self.write(framing.encode(text))
+        return True
 
     def _detached(self, binding: Binding) -> None:
         if not binding.waiting:
@@ -511,25 +739,27 @@ class Client:
     def _request_lost(self, pending: Pending, again: dict[Binding, list[Request]]) -> None:
         request = pending.request
         binding = pending.binding
-        if pending.hook is not None and request is not None and request.awaited:
+        rule = pending.rule
+        if request is None:
+            return
+        if pending.hook is not None and (request.awaited or rule.starts_turn):
             pending.hook(None, b"")
             return
-        if request is None or self.closed:
+        if self.closed:
             return
         if binding is None:
-            if pending.rule.retry_safe:
+            if rule.retry_safe:
                 self._lobby.append(request)
                 self._drain_lobby()
                 return
-        elif pending.rule.retry_safe and binding.attached:
+        elif binding.attached and (rule.retry_safe or rule.method in REPEATABLE):
+            if binding.session is not None:
+                binding.session.turn.uncalled(request.params)
             again.setdefault(binding, []).append(request)
             return
         pending.stats.lost += 1
         session_id = binding.session_id if binding is not None else None
-        if pending.rule.starts_turn and session_id is not None:
-            error = answers.turn_interrupted(session_id, None)
-        else:
-            error = answers.replica_unavailable(session_id, self._hub.limits.retry_after)
+        error = answers.replica_unavailable(session_id, self._hub.limits.retry_after)
         self.write(envelope.error_frame(request.id, error))
 
     # Messages about no session
@@ -620,14 +850,20 @@ class Client:
     # Authentication
 
     def _too_late(self) -> None:
-        if self.identity is None:
-            self.write(
-                envelope.error_frame(
-                    None,
-                    RpcError(errors.AUTHENTICATION_REQUIRED, "No connect arrived in time"),
-                )
+        if self.identity is not None:
+            return
+        if self._authenticating:
+            # Its source is being slowed after failures, its own or a neighbour's.
+            self._hub.stats.auth["limited"] += 1
+            self._record_authentication("denied", "too many failures from this address")
+            self.cut("auth_timeout", "slowed for too long")
+            return
+        self.write(
+            envelope.error_frame(
+                None, RpcError(errors.AUTHENTICATION_REQUIRED, "No connect arrived in time")
             )
-            self.cut("auth_timeout", "no connect in time")
+        )
+        self.cut("auth_timeout", "no connect in time")
 
     def _unauthenticated(self, message: dict[str, Any]) -> None:
         if message.get("method") == "connect":
@@ -666,6 +902,10 @@ class Client:
                 ),
             )
             return
+        place = self._entry.identity
+        if place is not None and params.get("token") is None:
+            self._authenticated(request_id, params, place)
+            return
         proof = self._hub.authenticator.authenticate(params.get("token"), self.peer)
         if not inspect.isawaitable(proof):
             self._authenticated(request_id, params, proof)
@@ -678,44 +918,118 @@ class Client:
         self._hub.tasks.spawn(prove(), f"authenticate {self.peer}")
 
     def _authenticated(
-        self, request_id: Any, params: dict[str, Any], identity: Identity | None
+        self, request_id: Any, params: dict[str, Any], proof: Identity | Denied | None
     ) -> None:
         if self.closed:
             return
-        hub = self._hub
         before = self.identity
-        if identity is None or (
-            before is not None
-            and (identity.tenant, identity.user, identity.role)
-            != (before.tenant, before.user, before.role)
-        ):
-            hub.stats.auth["failed"] += 1
-            hub.audit.record("authentication", **self.who(), outcome="failed")
-            hub.log.info("authentication failed", extra={"peer": self.peer})
-            error = RpcError(errors.AUTHENTICATION_FAILED, "Authentication failed: invalid token")
-            delay = hub.authenticator.failed(self.peer)
-            if delay > 0:
-                # Nothing else is read from this client meanwhile; a good token never waits.
-                self._authenticating = True
-                hub.tasks.call_later(delay, self._connect_refused, request_id, error)
-            else:
-                self._connect_refused(request_id, error)
+        if not isinstance(proof, Identity):
+            self._not_authenticated(request_id, proof.reason if proof is not None else None)
             return
-        hub.stats.auth["accepted"] += 1
-        self.identity = identity
+        if before is not None:
+            if _who(proof) != _who(before):
+                self._not_authenticated(request_id, "proves another identity")
+                return
+            # Where the listener is the proof a token adds nothing, not even an end.
+            if self._entry.identity is None:
+                self.identity = proof
+                self._set_expiry(proof)
+        elif not self._enter(proof, request_id):
+            return
+        else:
+            self._policy = self._hub.policy.view(proof)
+        if self._entry.identity is None or before is None:
+            self._hub.stats.auth["accepted"] += 1
+            self._record_authentication("ok")
         self.connect_params = {key: value for key, value in params.items() if key != "token"}
-        if before is None:
-            self._deadline.cancel()
-            self.owner = Owner(identity.tenant, identity.user)
-            self._policy = hub.policy.view(identity)
-            self._buffer.max_frame = hub.limits.max_frame
-            self._tenant_stats = hub.stats.tenant(identity.tenant)
-            self._tenant_stats.clients += 1
-            hub.client_authenticated(self)
-        hub.audit.record("authentication", **self.who(), outcome="ok")
-        self._set_expiry(identity)
         self._authenticating = True
-        hub.tasks.spawn(self._welcome(request_id), f"welcome {self.peer}")
+        self._hub.tasks.spawn(self._welcome(request_id), f"welcome {self.peer}")
+
+    def _not_authenticated(self, request_id: Any, reason: str | None) -> None:
+        """Refuse a ``connect``; what was proven before stays."""
+        hub = self._hub
+        hub.stats.auth["failed"] += 1
+        self._record_authentication("failed", reason)
+        hub.log.info("authentication failed", extra={"peer": self.peer, "reason": reason})
+        error = RpcError(errors.AUTHENTICATION_FAILED, "Authentication failed: invalid token")
+        delay = hub.authenticator.failed(self.peer)
+        if delay > 0:
+            # Nothing else is read from this client meanwhile; a good token never waits.
+            self._authenticating = True
+            hub.tasks.call_later(delay, self._connect_refused, request_id, error)
+        else:
+            self._connect_refused(request_id, error)
+
+    def _record_authentication(self, outcome: str, reason: str | None = None) -> None:
+        self._hub.audit.record("authentication", **self.who(), outcome=outcome, reason=reason)
+
+    def _enter(self, identity: Identity, request_id: Any = None) -> bool:
+        """Let somebody in who has proven who it is, unless policy or a quota is against it."""
+        hub = self._hub
+        owner = Owner(identity.tenant, identity.user)
+        allowance = hub.quotas.allowance(owner)
+        try:
+            hub.check_admitted(identity)
+            self._params = policy_for(hub.param_rules, identity, hub.policy.isolation)
+            refusal = allowance.connect() if allowance is not None else None
+            if refusal is not None:
+                hub.stats.tenant(identity.tenant).limited += 1
+                raise refusal
+        except RpcError as error:
+            hub.audit.record(
+                "authentication",
+                **{**self.who(), "identity": identity},
+                outcome="denied",
+                code=error.code,
+                reason=error.message,
+            )
+            if self._entry.identity is None:
+                self._connect_refused(request_id, error)
+            else:
+                self.write(envelope.error_frame(None, error))
+                self.cut("limit" if error.code == errors.OVERLOADED else "revoked", error.message)
+            return False
+        self._deadline.cancel()
+        self.identity = identity
+        self.owner = owner
+        self._allowance = allowance
+        self._shaped = self._params.methods
+        self._shares = hub.quotas.rule(identity.tenant).shared_sessions
+        self._buffer.max_frame = self._max_frame()
+        self._tenant_stats = hub.stats.tenant(identity.tenant)
+        self._tenant_stats.clients += 1
+        hub.client_authenticated(self)
+        self._set_expiry(identity)
+        if self._entry.identity is not None:
+            hub.stats.auth["accepted"] += 1
+            self._record_authentication("ok")
+        return True
+
+    def _max_frame(self) -> int:
+        limit = self._hub.limits.max_frame
+        return self._allowance.max_frame(limit) if self._allowance is not None else limit
+
+    def rules_changed(self) -> None:
+        """Take over policy, quotas and limits after a reload; who may not stay is cut."""
+        identity, owner = self.identity, self.owner
+        if identity is None or owner is None:
+            self._buffer.max_frame = self._hub.limits.max_unauthenticated_frame
+            return
+        try:
+            self._params = policy_for(self._hub.param_rules, identity, self._hub.policy.isolation)
+        except RpcError as error:
+            self.cut("revoked", error.message)
+            return
+        self._shaped = self._params.methods
+        if self._policy is not None:
+            self._policy = self._hub.policy.view(identity)
+        self._shares = self._hub.quotas.rule(identity.tenant).shared_sessions
+        if self._allowance is not None:
+            self._allowance.disconnect()
+        self._allowance = self._hub.quotas.allowance(owner)
+        if self._allowance is not None:
+            self._allowance.join()
+        self._buffer.max_frame = self._max_frame()
 
     def _set_expiry(self, identity: Identity) -> None:
         if self._expiry is not None:
@@ -781,6 +1095,7 @@ class Client:
             if self._authenticating:
                 self._held = held[index:] + self._held
                 return
+            self._held_bytes -= len(body)
             self._body(body)
 
     # Flow
@@ -843,6 +1158,8 @@ class Client:
         hub.stats.clients_open -= 1
         if self._tenant_stats is not None:
             self._tenant_stats.clients -= 1
+        if self._allowance is not None:
+            self._allowance.disconnect()
         for link in list(self.links.values()):
             link.close()
         for binding in list(self.bindings.values()):
@@ -853,3 +1170,13 @@ class Client:
         self._callbacks.clear()
         self._lobby.clear()
         hub.client_gone(self)
+
+
+def _who(identity: Identity) -> tuple[str, str, Role]:
+    return identity.tenant, identity.user, identity.role
+
+
+def _for_old_client(frames: bytes) -> bytes:
+    """Return whole frames as an SDK from before 1.0 can read them."""
+    bodies = framing.FrameDecoder(len(frames)).feed(frames)
+    return b"".join(framing.encode(compat.for_old_client(body)) for body in bodies)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -23,6 +23,8 @@ from gateway.core.session import Session, SessionNotFoundError
 from gateway.core.stats import Stats
 from gateway.errors import RegistryUnavailableError, RpcError
 from gateway.policy import results
+from gateway.policy.params import ParamRule
+from gateway.policy.quotas import Quotas, TenantRule
 from gateway.policy.rules import MethodPolicy
 from gateway.routing.health import Health, HealthPolicy
 from gateway.routing.registry import Registry
@@ -76,6 +78,19 @@ class Limits:
     owners_cached: int = 100_000
 
 
+@dataclass(frozen=True, slots=True)
+class Serves:
+    """Whom the replicas serve alone, where they do not serve all.
+
+    Attributes:
+        tenant: the one tenant.
+        user: its one user, or empty for all of its users.
+    """
+
+    tenant: str
+    user: str = ""
+
+
 class Hub:
     """The shared state of a worker.
 
@@ -103,6 +118,13 @@ class Hub:
         health: HealthPolicy | None = None,
         load_factor: float = DEFAULT_LOAD_FACTOR,
         adopt: str = "admin",
+        recovers_turns: bool = True,
+        durable: bool = False,
+        free: bool = False,
+        gateway_id: str = "",
+        param_rules: Sequence[ParamRule] = (),
+        quotas: Quotas | None = None,
+        serves: Serves | None = None,
     ) -> None:
         self.registry = registry
         self.dialer = dialer
@@ -118,6 +140,13 @@ class Hub:
         self._health = health or HealthPolicy()
         self._load_factor = load_factor
         self._adopt = adopt
+        self.recovers_turns = recovers_turns
+        self.durable = durable
+        self.free = free
+        self.gateway_id = gateway_id
+        self._serves = serves
+        self.param_rules = tuple(param_rules)
+        self.quotas = quotas or Quotas(clock)
         self.replicas: dict[str, Replica] = {}
         self.sessions: dict[str, Session] = {}
         self.owners: OrderedDict[str, Owner] = OrderedDict()
@@ -312,6 +341,34 @@ class Hub:
                 peers.discard(client)
                 if not peers:
                     del self._by_tenant[client.owner.tenant]
+
+    def check_admitted(self, identity: Identity) -> None:
+        """Check that these replicas serve somebody.
+
+        Raises:
+            RpcError: they are for another tenant or user alone.
+        """
+        serves = self._serves
+        if serves is not None and not (
+            identity.tenant == serves.tenant and serves.user in ("", identity.user)
+        ):
+            raise RpcError(errors.FORBIDDEN, "This gateway serves somebody else alone")
+
+    def change_rules(
+        self,
+        policy: MethodPolicy,
+        param_rules: Sequence[ParamRule],
+        tenants: Mapping[str, TenantRule],
+    ) -> None:
+        """Put other rules in force, for connected clients too."""
+        self.policy = policy
+        self.param_rules = tuple(param_rules)
+        self.quotas.change(tenants)
+        for client in list(self.clients):
+            client.rules_changed()
+        for session in self.sessions.values():
+            if session.live:
+                self.quotas.session_live(session.turn, session.placement.owner)
 
     def cut_identities(self, ended: Callable[[Identity], bool], detail: str) -> None:
         """Close the connections of all identities for which ``ended`` holds."""
@@ -529,15 +586,17 @@ class Hub:
         """Count a binding that became attached."""
         if sum(binding.attached for binding in session.bindings) == 1:
             self.stats.sessions_live += 1
+            self.quotas.session_live(session.turn, session.placement.owner)
             self.stats.replica(session.placement.replica).sessions += 1
 
     def session_detached(self, session: Session) -> None:
         """Count a binding that is no longer attached."""
         if not session.live:
             self.stats.sessions_live -= 1
+            self.quotas.session_ended(session.turn, session.placement.owner)
             if session.placement.replica in self.replicas:
                 self.stats.replica(session.placement.replica).sessions -= 1
-            session.turn.cut()
+            session.turn.ended()
 
     def session_left(self, session: Session) -> None:
         """Forget a session that no client of this worker uses."""

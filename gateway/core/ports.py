@@ -3,12 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Coroutine
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from gateway.types import Identity
 
 if TYPE_CHECKING:
     from gateway.core.link import Link
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """By what way a client came in.
+
+    Attributes:
+        listener: the listener's name, or empty where it has none of its own.
+        identity: who it is where the way itself proves that: by its network, by its certificate,
+            or because authentication is off. Then it need not send ``connect``, and a token that
+            it presents all the same must be good and prove the same identity.
+    """
+
+    listener: str = ""
+    identity: Identity | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Denied:
+    """Why a token proves nothing; for logs and the audit, never for the client.
+
+    Attributes:
+        reason: one phrase; holds no part of the token.
+    """
+
+    reason: str
 
 
 class Sink(Protocol):
@@ -52,8 +79,11 @@ class Authenticator(Protocol):
 
     def authenticate(
         self, token: object, peer: str
-    ) -> Identity | Awaitable[Identity | None] | None:
-        """Return who holds ``token`` (whatever a client put there), or None."""
+    ) -> Identity | Denied | Awaitable[Identity | Denied | None] | None:
+        """Return who holds ``token`` (whatever a client put there), or None or why it is nobody.
+
+        What takes time is awaited; nothing that the client sends is looked at meanwhile.
+        """
 
     def failed(self, peer: str) -> float:
         """Note a failure of this source; return the seconds its answer has to wait."""

@@ -16,7 +16,7 @@ from gateway.errors import RpcError
 from gateway.policy import results
 from gateway.policy.rules import Route
 from gateway.policy.session_ids import select_ids, session_ids
-from gateway.types import Placement, Role
+from gateway.types import Placement
 
 if TYPE_CHECKING:
     from gateway.core.client import Client
@@ -85,7 +85,7 @@ class Queries:
         replicas = self._reachable()
         identity = client.identity
         assert identity is not None
-        user = None if identity.role is Role.ADMIN else identity.user
+        user = None if client.sees_tenant else identity.user
         owned, said = await asyncio.gather(
             self._hub.owned_by(identity.tenant, user),
             self._gather((replica, method, params) for replica in replicas),

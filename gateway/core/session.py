@@ -9,15 +9,14 @@ owner, choose the replica, connect, create or resume. Other sessions of the clie
 from __future__ import annotations
 
 import asyncio
-import uuid
 from collections import deque
 from collections.abc import Callable
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from gateway.core import answers, recipe
+from gateway.core import answers, recipe, recovery
+from gateway.core.failover import Event
 from gateway.core.link import Link, LinkLostError
-from gateway.core.turn import Turn
+from gateway.core.turn import Prompt, Turn
 from gateway.errors import RpcError
 from gateway.policy.rules import MethodRule, Route
 from gateway.policy.session_ids import lone_session_ids
@@ -56,16 +55,18 @@ class Session:
         id: the session id.
         placement: owner, replica and epoch as last read from the registry.
         bindings: the clients of this worker that use it.
-        turn: whether it is working.
+        turn: what is known of its turn.
+        stored: a turn has ended, so that it is on disk for certain.
     """
 
-    __slots__ = ("bindings", "id", "placement", "turn")
+    __slots__ = ("bindings", "id", "placement", "stored", "turn")
 
     def __init__(self, placement: Placement) -> None:
         self.id = placement.session_id
         self.placement = placement
         self.bindings: set[Binding] = set()
         self.turn = Turn()
+        self.stored = False
 
     def __repr__(self) -> str:
         """Return a diagnosis."""
@@ -135,7 +136,6 @@ class Binding:
     """
 
     __slots__ = (
-        "_cut",
         "_hub",
         "_waiting_bytes",
         "_working",
@@ -151,7 +151,6 @@ class Binding:
 
     def __init__(self, hub: Hub, client: Client, session_id: str) -> None:
         self._hub = hub
-        self._cut = False
         self._working = False
         self._waiting_bytes = 0
         self.client = client
@@ -308,9 +307,11 @@ class Binding:
         try:
             await self._check_other_ids(request)
             if request.rule.route is Route.CREATE:
-                await self._create(request)
+                with self.client.opening(self.session):
+                    await self._create(request)
             elif request.rule.route is Route.RESUME:
-                await self._resume(request)
+                with self.client.opening(self.session):
+                    await self._resume(request)
             else:
                 if self.link is None:
                     placement = await self._hub.authorize(self.client, self.session_id)
@@ -429,6 +430,7 @@ class Binding:
             try:
                 link = await self._reach(session)
                 await self._resume_silently(link, session)
+                await recovery.finish_turn(hub, self, session, link)
                 break
             except (RpcError, SessionNotFoundError) as refused:
                 if self.client.closed:
@@ -446,7 +448,7 @@ class Binding:
                 "session could not be made live again",
                 extra={"session": self.session_id, "reason": str(error)},
             )
-            self._end_cut_turn()
+            recovery.give_up(hub, session)
             self.detached()
             self._drop_link()
             self._refuse_waiting(error)
@@ -456,7 +458,6 @@ class Binding:
             "session is live again",
             extra={"session": self.session_id, "replica": link.replica.name},
         )
-        self._end_cut_turn()
         self._flush()
 
     async def _resume_silently(self, link: Link, session: Session) -> None:
@@ -469,8 +470,9 @@ class Binding:
                 timeout,
             )
         except RpcError as error:
-            # Before its first message a session is in no journal: nothing is lost by a new one.
-            if session.turn.sends or session.turn.seen_message or "not found" not in error.message:
+            # Before its first message a session is in no journal: nothing is lost by a new one, and
+            # a prompt that never came there is still in memory.
+            if session.stored or "not found" not in error.message:
                 raise
             await link.request(
                 "session.create", recipe.create_params(self.recipe, session.id), timeout
@@ -478,10 +480,56 @@ class Binding:
 
     # Events
 
-    def event(self, name: str) -> None:
-        """Note a loud event that passes to the client."""
-        if self.session is not None:
-            self.session.turn.event(name)
+    def event(self, name: str, body: bytes) -> None:
+        """Note a loud event that passes to the client; see :meth:`Turn.event`."""
+        session = self.session
+        if session is not None:
+            session.turn.event(name, body)
+            if name == "session.idle":
+                session.stored = True
+
+    def tell(self, event: Event) -> None:
+        """Send the client an event of the gateway's own."""
+        self.client.write(recovery.event_frame(self.session_id, event))
+
+    def prompt_answered(self, prompt: Prompt, ok: bool | None, text: bytes) -> None:
+        """Note the answer to a prompt; without one it stays to be recovered."""
+        session = self.session
+        if session is None:
+            return
+        if ok is None:
+            if self.client.closed or not self.attached:
+                session.turn.refused(prompt)
+                if not self.client.closed:
+                    self.client.refuse(prompt.request, answers.turn_interrupted(session.id, None))
+        elif ok:
+            result = envelope.loads(text).get("result")
+            message_id = result.get("messageId") if type(result) is dict else None
+            session.turn.accepted(prompt, message_id if type(message_id) is str else None)
+            if self._hub.durable and self.link is not None:
+                self._hub.tasks.spawn(
+                    self._save_then_answer(self.link, text), f"save {self.session_id}"
+                )
+        else:
+            session.turn.refused(prompt)
+            if self._hub.durable:
+                self.client.write(framing.encode(text))
+
+    async def _save_then_answer(self, link: Link, answer: bytes) -> None:
+        """Acknowledge a prompt once it is in the journal; one that is not yet will be sent again.
+
+        The link may be lost meanwhile: then the prompt is carried on elsewhere, from memory.
+        """
+        try:
+            await link.request(
+                "sessions.save", {"sessionId": self.session_id}, self._hub.limits.ask_timeout
+            )
+        except (RpcError, LinkLostError, TimeoutError) as error:
+            self._hub.log.warning(
+                "journal was not flushed",
+                extra={"session": self.session_id, "reason": str(error)},
+            )
+        self.client.write(framing.encode(answer))
 
     def link_lost(self) -> None:
         """Note that the link has ended; attach again if the client was attached."""
@@ -491,42 +539,10 @@ class Binding:
         if session is None:
             return
         if self.attached:
-            self._cut = session.turn.busy or self._cut
             if not self.client.closed:
                 self._start()
         elif not self._working:
             self.leave()
-
-    def _end_cut_turn(self) -> None:
-        """Tell the client that the turn which died with the replica has ended."""
-        if not self._cut:
-            return
-        self._cut = False
-        if self.session is not None:
-            self.session.turn.cut()
-        for name, data in (
-            (
-                "session.error",
-                {
-                    "errorType": "gateway",
-                    "message": "The replica died during this turn; the turn was not completed",
-                },
-            ),
-            ("session.idle", {}),
-        ):
-            event = {
-                "type": name,
-                "data": data,
-                "ephemeral": True,
-                "id": str(uuid.uuid4()),
-                "timestamp": datetime.now(UTC).isoformat(timespec="milliseconds")[:-6] + "Z",
-                "parentId": None,
-            }
-            self.client.write(
-                envelope.notification_frame(
-                    "session.event", {"sessionId": self.session_id, "event": event}
-                )
-            )
 
     # Leaving
 
