@@ -103,7 +103,8 @@ def percentiles(
         x = across(share)
         label = f"{share * 100:.10g}%"
         parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP}" y2="{_base()}"/>')
-        parts.append(_text(x, _base() + 18, label, "middle"))
+        at_edge = x > WIDTH - _RIGHT - 1
+        parts.append(_text(x, _base() + 18, label, "end" if at_edge else "middle"))
     for name, style, points in series:
         dots: list[tuple[float, float] | None] = [
             (across(share), _height(value, ticks[-1])) for share, value in points

@@ -151,7 +151,7 @@ class Figures:
             return 0.0
         if action is None:
             return self.completed.total() / seconds
-        if action in STEPS:
+        if action in self.completed:
             return self.completed[action] / seconds
         histogram = self.actions.get(action)
         return histogram.count / seconds if histogram else 0.0

@@ -116,12 +116,12 @@ class Runner:
 
     def stop(self) -> None:
         """Start no more steps; a second call ends the run at once."""
-        if self.status.stopping or self._start is None:
+        again, self.status.stopping = self.status.stopping, True
+        if again or self._start is None:
             for process in self._processes:
                 if process.process.returncode is None:
                     process.process.kill()
             return
-        self.status.stopping = True
         for process in self._processes:
             process.write(b"stop")
 
@@ -152,7 +152,8 @@ class Runner:
             self._take(worker, orjson.loads(line))
             if worker.done.done():
                 return
-        raise StartupError("a load test process has ended before its time", EXIT_FAILURE)
+        cause = "interrupted" if self.status.stopping else "a process has ended before its time"
+        raise StartupError(f"load test: {cause}", EXIT_FAILURE)
 
     def _take(self, worker: _Process, message: dict[str, Any]) -> None:
         """Take a message from a worker.

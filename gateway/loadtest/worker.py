@@ -19,7 +19,7 @@ from typing import Any
 import orjson
 import uvloop
 
-from gateway.errors import StartupError
+from gateway.errors import EXIT_FAILURE, StartupError
 from gateway.io.tls import client_context
 from gateway.loadtest.pace import Pace
 from gateway.loadtest.plan import Plan, Share
@@ -219,8 +219,13 @@ async def _listen(reader: asyncio.StreamReader, worker: Worker) -> None:
 
 def main() -> int:
     """Serve one runner; return the exit status."""
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_serve())
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(_serve())
+    except Exception as error:
+        cause = f"load test: internal error: {type(error).__name__}: {error}"
+        _emit({"failed": cause, "status": EXIT_FAILURE})
+        return EXIT_FAILURE
 
 
 if __name__ == "__main__":

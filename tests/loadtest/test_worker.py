@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from gateway.errors import StartupError
+from gateway.io.tls import ServerTlsFiles, server_context
 from gateway.loadtest import ledger
-from gateway.loadtest.plan import Check
+from gateway.loadtest.plan import Check, Tls
 from gateway.loadtest.scenario import Answer, Range, Scenario
 from gateway.loadtest.shape import steady
 from gateway.loadtest.thresholds import Threshold
 from tests.loadtest.conftest import Conduct
+from tests.support.certificates import Authority
 from tests.support.fake_cli import FakeCli
 from tests.support.fake_cli.methods import METHODS, Request
 from tests.support.fake_cli.server import Connection
@@ -103,6 +106,23 @@ async def test_a_wrong_token_is_said_at_once(conduct: Conduct) -> None:
         await conduct(token="wrong")
     assert caught.value.exit_status == 3
     assert "wrong" not in str(caught.value)
+
+
+async def test_tls_is_spoken_and_certificates_are_verified(
+    conduct: Conduct, fake_cli: FakeCli, tmp_path: Path
+) -> None:
+    authority = Authority(tmp_path)
+    certificate, key = authority.issue_server()
+    context = server_context(ServerTlsFiles(certificate, key))
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(lambda: Connection(fake_cli), "127.0.0.1", 0, ssl=context)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        figures = await conduct(port=port, tls=Tls(ca=str(authority.path)), steps=2)
+        assert (figures.completed["turn"], figures.faults) == (2, {})
+        with pytest.raises(StartupError, match="cannot connect to") as caught:
+            await conduct(port=port, tls=Tls())
+        assert "certificate" in str(caught.value).lower()
 
 
 async def test_failed_turns_are_errors_with_their_cause(conduct: Conduct) -> None:
