@@ -35,7 +35,8 @@ p { margin: 4px 0; } .faint { color: var(--faint); } code { font: 13px ui-monosp
 .verdict { margin: 20px 0; padding: 12px 16px; border-radius: 8px; border-left: 5px solid;
   background: var(--panel); } .passed { border-color: var(--good); }
 .failed { border-color: var(--bad); } .note { border-color: var(--warn); }
-.cards { margin-top: 20px; display: grid; grid-template-columns: repeat(auto-fit, minmax(140px, 1fr)); gap: 12px; }
+.cards { display: grid; gap: 12px; margin-top: 20px;
+  grid-template-columns: repeat(auto-fit, minmax(140px, 1fr)); }
 .card { background: var(--panel); border-radius: 8px; padding: 12px 16px; }
 .card b { display: block; font-size: 22px; line-height: 1.3; } .card.bad b { color: var(--bad); }
 .card span { color: var(--faint); font-size: 13px; }
