@@ -13,7 +13,7 @@ forgotten, so an epoch read long ago never matches a later life of the same id.
 *Lease.* A gateway proves that it is alive by one heartbeat for all its sessions. It counts its
 lease from the moment it *sent* the last heartbeat that succeeded, the registry from the moment it
 received it, so the gateway is always the first to see it end. A gateway without a lease is refused
-whatever it would have to be alive for.
+whatever it would have to be alive for, and a new lease does not bring back the holds of an old one.
 
 *Hold.* Before a gateway sends what makes a session live (create, resume), it takes a hold on the
 record, in the same atomic step as the claim or the move, or by :meth:`Registry.hold`. It lets go

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from gateway.errors import RegistryUnavailableError
+from gateway.io.registry.changes import deliver
 from gateway.routing.registry import Change, PlacementChanged, ReplicaChanged
 from gateway.types import Owner, Placement
 
@@ -140,6 +141,8 @@ class MemoryRegistry:
     async def heartbeat(self, gateway_id: str, ttl_seconds: float) -> bool:
         """See :meth:`gateway.routing.registry.Registry.heartbeat`."""
         known = self._alive(gateway_id)
+        if not known:
+            await self.leave(gateway_id)
         self._store.leases[gateway_id] = self._store.clock() + ttl_seconds
         return known
 
@@ -246,6 +249,5 @@ class MemoryRegistry:
         self._tell(ReplicaChanged(replica, mark, self._store.incarnations.get(replica, 0)))
 
     def _tell(self, change: Change) -> None:
-        for registry, callback in list(self._store.watchers):
-            if registry is not self:
-                callback(change)
+        others = [callback for registry, callback in self._store.watchers if registry is not self]
+        deliver([change], others)

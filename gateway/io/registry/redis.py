@@ -198,7 +198,7 @@ class RedisRegistry:
 
     async def leave(self, gateway_id: str) -> None:
         """See :meth:`gateway.routing.registry.Registry.leave`."""
-        await self._call(lambda client: client.zrem(f"{self._root}:gateways", gateway_id))
+        await self._call(lambda client: client.hdel(f"{self._root}:gateways", gateway_id))
 
     async def hold(self, session_id: str, epoch: int, gateway_id: str) -> Placement | None:
         """See :meth:`gateway.routing.registry.Registry.hold`."""
@@ -286,7 +286,7 @@ class RedisRegistry:
     ) -> tuple[tuple[str, int] | None, list[Change]]:
         """Wait a while for changes; return the new position (None: some were lost) and them."""
         key = f"{self._root}:changes"
-        wait_ms = int(self._timeout * 250)  # well below the socket's timeout
+        wait_ms = max(1, int(self._timeout * 250))  # well below the socket's timeout
         read = await self._call(
             lambda client: client.xread({key: last_id}, count=CHANGES_PER_READ, block=wait_ms),
             waits=True,

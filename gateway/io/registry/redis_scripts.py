@@ -5,16 +5,18 @@ slot, so that one script may touch any of them:
 
 =========================  =======  ==========================================================
 ``<root>:meta``            hash     ``schema``; ``floor``, the highest epoch ever forgotten;
-                                    ``changes``, the number of the latest; ``run_id`` and ``since``,
-                                    the server that keeps the data, and its time in ms when first
-                                    met
+                                    ``changes`` and ``leases``, the numbers of the latest;
+                                    ``run_id`` and ``since``, the server that keeps the data, and
+                                    its time in ms when it was first met
 ``<root>:s:<session>``     hash     a record: ``tenant``, ``user``, ``replica``, ``epoch``
-``<root>:h:<session>``     hash     holds: gateway id -> incarnation of the replica
+``<root>:h:<session>``     hash     holds: gateway id -> incarnation of the replica and number of
+                                    the gateway's lease, as they were when it was taken
 ``<root>:t:<tenant>``      set      session ids of a tenant
 ``<root>:u:<n>:<t>:<u>``   set      session ids of a user; ``n`` is the tenant's length in bytes
 ``<root>:r:<replica>``     set      session ids on a replica
 ``<root>:counts``          hash     replica -> number of records
-``<root>:gateways``        zset     gateway id -> end of its lease, server time in ms
+``<root>:gateways``        hash     gateway id -> end of its lease, server time in ms; its number;
+                                    run id of the server that renewed it
 ``<root>:marks``           hash     replica -> mark
 ``<root>:incarnations``    hash     replica -> incarnation
 ``<root>:changes``         stream   ``n`` number, ``o`` origin, and ``s`` session or ``r`` replica
@@ -44,13 +46,16 @@ local function server()
   return type(info) == 'string' and string.match(info, 'run_id:(%w+)') or ''
 end
 
-local function alive(gateway)
-  local ends = redis.call('ZSCORE', gateways, gateway)
-  return ends and tonumber(ends) > now()
+-- The number of a gateway's lease while it runs, and the server it was renewed on; else nil.
+local function lease(gateway)
+  local text = redis.call('HGET', gateways, gateway)
+  if not text then return nil end
+  local ends, number, run_id = string.match(text, '(%d+) (%d+) (%w*)')
+  if tonumber(ends) > now() then return number, run_id end
 end
 
 local function no_lease(gateway)
-  return gateway ~= '' and not alive(gateway)
+  return gateway ~= '' and not lease(gateway)
 end
 
 local function incarnation(replica)
@@ -106,7 +111,7 @@ local function holders(record)
   local held = redis.call('HGETALL', key)
   local current = incarnation(record[4])
   for i = 1, #held, 2 do
-    if held[i + 1] == current and alive(held[i]) then
+    if held[i + 1] == current..' '..(lease(held[i]) or 'ended') then
       table.insert(found, held[i])
     else
       redis.call('HDEL', key, held[i])
@@ -124,7 +129,9 @@ end
 
 local function take_hold(record, gateway)
   if gateway ~= '' then
-    redis.call('HSET', root..':h:'..record[1], gateway, incarnation(record[4]))
+    local number = lease(gateway)
+    local value = incarnation(record[4])..' '..number
+    redis.call('HSET', root..':h:'..record[1], gateway, value)
   end
 end
 
@@ -221,11 +228,17 @@ HEARTBEAT = (
     _COMMON
     + """
 local gateway, ttl = ARGV[1], tonumber(ARGV[2])
-local before = redis.call('HGET', meta, 'run_id')
 age()
-local known = alive(gateway) and before == server()
-redis.call('ZREMRANGEBYSCORE', gateways, '-inf', now())
-redis.call('ZADD', gateways, now() + ttl, gateway)
+local run_id = server()
+local number, renewed_on = lease(gateway)
+local known = number and renewed_on == run_id
+local all = redis.call('HKEYS', gateways)
+for _, other in ipairs(all) do
+  if not lease(other) then redis.call('HDEL', gateways, other) end
+end
+number = number or redis.call('HINCRBY', meta, 'leases', 1)
+redis.call('HSET', gateways, gateway,
+  string.format('%.0f %s %s', now() + ttl, number, run_id))
 return known and 1 or 0
 """
 )

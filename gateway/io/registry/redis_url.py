@@ -148,7 +148,10 @@ def parse_redis_url(url: str) -> RedisTarget:
     if scheme not in _SCHEMES:
         raise ConfigError(f"registry: unknown Redis scheme; accepted: {', '.join(sorted(SCHEMES))}")
     kind, tls = _SCHEMES[scheme]
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        raise ConfigError("registry: the brackets in the Redis URL do not match") from None
     credentials, _, hosts = parts.netloc.rpartition("@")
     username, _, password = credentials.partition(":")
     path = [unquote(piece) for piece in parts.path.split("/")[1:] if piece]
