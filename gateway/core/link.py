@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from gateway import errors
 from gateway.core import answers
+from gateway.core.turn import TRACKED_EVENTS
 from gateway.errors import RpcError
 from gateway.wire import envelope, framing, stream
 from gateway.wire.methods import SERVER_METHODS
@@ -35,6 +36,10 @@ _own_ids = itertools.count(1)
 _DROP, _FORWARD, _FORWARD_NOW = 0, 1, 2
 
 
+MAX_ALIASES = 16
+"""Message ids that are replaced on a link: one per prompt that was lost with a replica."""
+
+
 class LinkLostError(Exception):
     """The link ended before an answer came."""
 
@@ -53,6 +58,8 @@ class Link:
 
     __slots__ = (
         "_after",
+        "_aliased",
+        "_aliases",
         "_buffer",
         "_client_paused",
         "_hub",
@@ -72,7 +79,9 @@ class Link:
     def __init__(self, hub: Hub, replica: Replica, client: Client | None) -> None:
         self._hub = hub
         self._buffer = framing.FrameBuffer(hub.limits.max_replica_frame)
-        self._own: dict[str, asyncio.Future[Any]] = {}
+        self._own: dict[str, tuple[asyncio.Future[Any], Callable[[Any], None] | None]] = {}
+        self._aliases: dict[bytes, bytes] = {}
+        self._aliased = False
         self._after: Callable[[], None] | None = None
         self._opening: asyncio.Task[None] | None = None
         self._client_paused = False
@@ -135,7 +144,7 @@ class Link:
             return
         self.closed = True
         self.ready = False
-        for waiting in self._own.values():
+        for waiting, _ in self._own.values():
             if not waiting.done():
                 waiting.set_exception(LinkLostError(reason))
         self._own.clear()
@@ -183,8 +192,20 @@ class Link:
             stats.frames_to_replica += 1
             stats.bytes_to_replica += len(frame)
 
-    async def request(self, method: str, params: Any, timeout: float) -> Any:
+    async def request(
+        self,
+        method: str,
+        params: Any,
+        timeout: float,
+        on_result: Callable[[Any], None] | None = None,
+    ) -> Any:
         """Send a request of the gateway's own and return its result.
+
+        Args:
+            method: the method.
+            params: its params.
+            timeout: seconds to wait for the answer.
+            on_result: called with the result before anything that follows it is looked at.
 
         Raises:
             RpcError: the replica answered with an error.
@@ -195,7 +216,7 @@ class Link:
             raise LinkLostError(f"link to {self.replica.name} is closed")
         request_id = f"{_OWN_ID_PREFIX}{next(_own_ids)}"
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._own[request_id] = answer
+        self._own[request_id] = (answer, on_result)
         try:
             self.send(envelope.request_frame(request_id, method, params))
             async with asyncio.timeout(timeout):
@@ -218,6 +239,8 @@ class Link:
         if whole is None:
             return
         client = self.client
+        if self._aliases:
+            whole = self._with_aliases(whole)
         start = pos = 0
         size = len(whole)
         frames = quiet = 0
@@ -247,6 +270,10 @@ class Link:
             if client is not None and start < pos:
                 client.write(whole[start:pos])
             pos = start = header.end
+            if self._aliased:
+                # What follows the answer that named the id may name it too.
+                self._aliased = False
+                whole = whole[:pos] + self._with_aliases(whole[pos:])
             after = self._after
             if after is not None:
                 self._after = None
@@ -256,6 +283,25 @@ class Link:
         if client is not None and start < pos:
             client.write(whole if pos - start == size else whole[start:pos])
             stats.frames_to_client += frames
+
+    # Message ids that clients know by another one
+
+    def alias_message(self, replica_id: str, client_id: str) -> None:
+        """Let the client see ``client_id`` wherever the replica says ``replica_id``.
+
+        A prompt that was sent again has another id than the one that its sender was told. Both are
+        UUIDs, of one length, so that a frame keeps its length. It lasts as long as the link.
+        """
+        if len(replica_id) == len(client_id) and replica_id != client_id:
+            if len(self._aliases) >= MAX_ALIASES:
+                self._aliases.pop(next(iter(self._aliases)))
+            self._aliases[replica_id.encode()] = client_id.encode()
+            self._aliased = True
+
+    def _with_aliases(self, data: bytes) -> bytes:
+        for replica_id, client_id in self._aliases.items():
+            data = data.replace(replica_id, client_id)
+        return data
 
     def _broken(self, error: framing.FramingError) -> None:
         self._hub.log.error(
@@ -286,7 +332,7 @@ class Link:
         if kind is Kind.EVENT:
             binding = client.bindings.get(key)
             if binding is not None:
-                binding.event(name)
+                binding.event(name, data[body:end] if name in TRACKED_EVENTS else b"")
             return _FORWARD
         if kind is Kind.REQUEST:
             alias = client.adopt_callback(self, key, name)
@@ -306,13 +352,16 @@ class Link:
         return _DROP
 
     def _own_answer(self, key: str, body: bytes) -> None:
-        waiting = self._own.pop(key, None)
+        waiting, on_result = self._own.pop(key, (None, None))
         if waiting is None or waiting.done():
             return
         message = envelope.loads(body)
         error = message.get("error")
         if error is None:
-            waiting.set_result(message.get("result"))
+            result = message.get("result")
+            if on_result is not None:
+                on_result(result)
+            waiting.set_result(result)
         elif type(error) is dict:
             waiting.set_exception(
                 RpcError(

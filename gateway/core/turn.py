@@ -1,50 +1,194 @@
-"""Whether a session is working, told from what passes by. Pure.
+"""What the gateway knows of a session's turn: enough to finish it elsewhere. Pure.
 
-A turn runs from an accepted ``session.send`` (or the ``user.message`` it becomes) to
-``session.idle``, which comes once, after the queue of prompts is empty.
+A turn runs from an accepted prompt to ``session.idle``, which comes once, after the queue of
+prompts is empty. Until then the prompts stay in memory: the CLI writes its journal about 100 ms
+behind the wire, so a prompt it has acknowledged may still be lost with it.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
+from gateway.wire import envelope
+
+TRACKED_EVENTS = frozenset(
+    {
+        "assistant.message",
+        "external_tool.completed",
+        "external_tool.requested",
+        "permission.completed",
+        "permission.requested",
+        "user.message",
+    }
+)
+"""Events whose contents matter for a turn; of the others the type is enough."""
+
+_REQUESTED = {"external_tool.requested", "permission.requested"}
+_COMPLETED = {"external_tool.completed", "permission.completed"}
+_ANSWERS = frozenset(
+    {
+        "session.permissions.handlePendingPermissionRequest",
+        "session.tools.handlePendingToolCall",
+    }
+)
+
+REPEATABLE = _ANSWERS | {"session.abort"}
+"""Calls about a turn that may be made again once it is carried on: the second changes nothing."""
+
+
+class Prompt:
+    """A prompt on its way through a turn.
+
+    Attributes:
+        sender: whose it is: the object to answer to (a binding).
+        request: the message as it was sent, to be sent again if it never reached the journal.
+        message_id: the CLI's id for it, once known from the answer or the event.
+        answered: the sender has its answer.
+        seen: its ``user.message`` was seen.
+    """
+
+    __slots__ = ("answered", "message_id", "request", "seen", "sender")
+
+    def __init__(self, sender: Any, request: Any) -> None:
+        self.sender = sender
+        self.request = request
+        self.message_id: str | None = None
+        self.answered = False
+        self.seen = False
+
+    @property
+    def text(self) -> object:
+        """What the user said."""
+        return self.request.params.get("prompt")
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether it is known how to send it again."""
+        return bool(self.request.method == "session.send")
+
 
 class Turn:
-    """What is known of a session's turn.
+    """The turn of a session, or its absence.
 
     Attributes:
         busy: whether a turn runs.
-        sends: prompts sent since the session was attached here.
-        seen_message: whether any user message was seen, so that the session is (about to be) on
-            disk.
+        prompts: prompts that are not known to have been worked off, in order.
+        started: whether the replica was seen at work since the last idle.
+        aborting: the client asked for the end of the turn.
+        asked: ids of permission and tool requests that clients were shown and that are open.
+        answers: what clients answered to them: request id -> (method, params).
+        last_message: id of the last ``assistant.message`` event that was seen, or None.
+        message_ids: ids of the user messages seen in earlier turns of this attachment.
     """
 
-    __slots__ = ("busy", "seen_message", "sends")
+    __slots__ = (
+        "aborting",
+        "answers",
+        "asked",
+        "busy",
+        "last_message",
+        "message_ids",
+        "prompts",
+        "started",
+    )
 
     def __init__(self) -> None:
         self.busy = False
-        self.sends = 0
-        self.seen_message = False
+        self.prompts: list[Prompt] = []
+        self.started = False
+        self.aborting = False
+        self.asked: set[str] = set()
+        self.answers: dict[str, tuple[str, dict[str, Any]]] = {}
+        self.last_message: str | None = None
+        self.message_ids: set[str] = set()
 
-    def sent(self) -> None:
-        """Note that a prompt was forwarded."""
+    def sent(self, sender: Any, request: Any) -> Prompt:
+        """Note that a prompt goes to the replica."""
         self.busy = True
-        self.sends += 1
+        prompt = Prompt(sender, request)
+        self.prompts.append(prompt)
+        return prompt
 
-    def refused(self) -> None:
-        """Note that the CLI refused a prompt."""
-        self.sends -= 1
-        if self.sends <= 0 and not self.seen_message:
+    def accepted(self, prompt: Prompt, message_id: str | None) -> None:
+        """Note that the CLI has taken a prompt."""
+        prompt.answered = True
+        prompt.message_id = prompt.message_id or message_id
+
+    def refused(self, prompt: Prompt) -> None:
+        """Note that the CLI has refused a prompt."""
+        if prompt in self.prompts:
+            self.prompts.remove(prompt)
+        if not self.prompts and not self.started:
             self.busy = False
 
-    def event(self, name: str) -> None:
-        """Note a loud event (:data:`gateway.wire.stream.LOUD_EVENTS`)."""
+    def called(self, method: str, params: dict[str, Any]) -> None:
+        """Note a session method that a client calls."""
+        if method == "session.abort":
+            self.aborting = True
+        elif method in _ANSWERS:
+            request_id = params.get("requestId")
+            if type(request_id) is str and request_id in self.asked:
+                self.answers[request_id] = (method, params)
+
+    def uncalled(self, params: dict[str, Any]) -> None:
+        """Note that a call will be made again, so that it need not be made up for."""
+        self.answers.pop(str(params.get("requestId")), None)
+
+    def event(self, name: str, body: bytes) -> None:
+        """Note a loud event (:data:`gateway.wire.stream.LOUD_EVENTS`).
+
+        Args:
+            name: its type.
+            body: the notification, if the type is in :data:`TRACKED_EVENTS`.
+        """
         if name == "session.idle":
-            self.busy = False
-        elif name in ("user.message", "assistant.turn_start"):
-            self.busy = True
-            self.seen_message = True
+            self._idle()
+        elif name == "assistant.turn_start":
+            self.busy = self.started = True
+        elif name in TRACKED_EVENTS:
+            try:
+                event = envelope.loads(body)["params"]["event"]
+                data = event["data"]
+            except (ValueError, KeyError, TypeError):
+                return  # Damaged: it is forwarded all the same, and nothing is learned from it.
+            if type(data) is dict:
+                self._tracked(name, event, data)
 
-    def cut(self) -> bool:
-        """Note that its replica is gone; return whether a turn was running."""
-        was_busy = self.busy
-        self.busy = False
-        return was_busy
+    def _tracked(self, name: str, event: dict[str, Any], data: dict[str, Any]) -> None:
+        if name == "user.message":
+            self.busy = self.started = True
+            self._user_message(data.get("messageId"), data.get("content"))
+        elif name == "assistant.message":
+            self.last_message = event.get("id")
+        elif name in _REQUESTED:
+            self.asked.add(str(data.get("requestId")))
+        elif name in _COMPLETED:
+            self.asked.discard(str(data.get("requestId")))
+            self.answers.pop(str(data.get("requestId")), None)
+
+    def _user_message(self, message_id: Any, content: Any) -> None:
+        if type(message_id) is not str:
+            return
+        self.message_ids.add(message_id)
+        for prompt in self.prompts:
+            if prompt.message_id == message_id:
+                prompt.seen = True
+                return
+        for prompt in self.prompts:
+            if prompt.message_id is None and prompt.text == content:
+                prompt.message_id = message_id
+                prompt.seen = True
+                return
+
+    def _idle(self) -> None:
+        """End the turn; a prompt sent after its last look at the queue begins the next one."""
+        self.prompts = [prompt for prompt in self.prompts if not (prompt.answered or prompt.seen)]
+        self.busy = bool(self.prompts)
+        self.started = self.aborting = False
+        self.asked.clear()
+        self.answers.clear()
+
+    def ended(self) -> None:
+        """Note that nothing runs any more, whatever was known."""
+        self.prompts.clear()
+        self._idle()

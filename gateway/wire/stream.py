@@ -29,6 +29,7 @@ _NOTIFICATION_PREFIX = b'{"jsonrpc":"2.0","method":"'
 LOUD_EVENTS = frozenset(
     {
         "abort",
+        "assistant.message",
         "assistant.turn_start",
         "external_tool.completed",
         "external_tool.requested",

@@ -1,0 +1,164 @@
+"""How to carry on a turn whose replica died: decided from the history, never guessed. Pure.
+
+After a resume elsewhere the journal tells which prompts were recorded and how far the turn came.
+Deltas and idle are not in it, and what was said in the last 100 ms may be missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from gateway.core.turn import Prompt, Turn
+
+Event = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to do about a cut turn.
+
+    Attributes:
+        recorded: prompts that are in the history, with their ``user.message`` events.
+        missing: prompts that are not, in order: to be sent again.
+        rerun: the model's answer to the last recorded prompt is to be asked for again.
+        missed: the final message that clients have not seen, if the turn was complete; else None.
+        complete: the last recorded prompt was worked off.
+    """
+
+    recorded: list[tuple[Prompt, Event]] = field(default_factory=list)
+    missing: list[Prompt] = field(default_factory=list)
+    rerun: bool = False
+    missed: Event | None = None
+    complete: bool = False
+
+
+def plan(turn: Turn, history: Sequence[Event], *, processing: bool) -> Plan:
+    """Decide how to carry on.
+
+    Args:
+        turn: what was known when the replica died.
+        history: the persisted events after the resume, oldest first.
+        processing: whether the resumed session works again by itself (pending permissions and tool
+            calls were restored).
+    """
+    messages = _user_messages(history)
+    recorded: list[tuple[Prompt, Event]] = []
+    missing: list[Prompt] = []
+    taken = {prompt.message_id for prompt in turn.prompts if prompt.message_id is not None}
+    taken |= turn.message_ids
+    for prompt in turn.prompts:
+        found = prompt.message_id if prompt.message_id in messages else None
+        if found is None and prompt.message_id is None:
+            found = next(
+                (
+                    message_id
+                    for message_id, event in messages.items()
+                    if message_id not in taken and _data(event).get("content") == prompt.text
+                ),
+                None,
+            )
+        if found is None:
+            missing.append(prompt)
+        else:
+            taken.add(found)
+            recorded.append((prompt, messages[found]))
+    if processing:
+        return Plan(recorded, missing)
+    tail = _since_last_prompt(history)
+    complete = _complete(tail)
+    if not recorded and not (turn.busy and not turn.prompts):
+        # Nothing of this turn was written: what is missing is sent, and nothing else has to run.
+        return Plan(recorded, missing, complete=True)
+    if complete:
+        return Plan(recorded, missing, missed=_missed(tail, turn.last_message), complete=True)
+    return Plan(recorded, missing, rerun=not turn.aborting, complete=turn.aborting)
+
+
+def _data(event: Event) -> dict[str, Any]:
+    data = event.get("data")
+    return data if type(data) is dict else {}
+
+
+def _user_messages(history: Sequence[Event]) -> dict[str, Event]:
+    return {
+        data["messageId"]: event
+        for event in history
+        if event.get("type") == "user.message"
+        and type((data := _data(event)).get("messageId")) is str
+    }
+
+
+def _since_last_prompt(history: Sequence[Event]) -> Sequence[Event]:
+    for index in range(len(history) - 1, -1, -1):
+        if history[index].get("type") == "user.message":
+            return history[index + 1 :]
+    return ()
+
+
+def _complete(tail: Sequence[Event]) -> bool:
+    """Whether the model's last word called no tool, or the turn was given up."""
+    answered = False
+    for event in tail:
+        name = event.get("type")
+        if name == "assistant.message":
+            answered = not _data(event).get("toolRequests")
+        elif name in ("abort", "session.error"):
+            return True
+    return answered
+
+
+def _missed(tail: Sequence[Event], last_seen: str | None) -> Event | None:
+    """Return the final message, unless it was the last one seen."""
+    for event in reversed(tail):
+        if event.get("type") == "assistant.message":
+            return None if event.get("id") == last_seen else event
+    return None
+
+
+def pending_events(
+    session_id: str, permissions: Any, tools: Any, turn: Turn
+) -> tuple[list[Event], list[tuple[str, dict[str, Any]]]]:
+    """Say what has to be told and answered after pending requests were restored.
+
+    The CLI restores them under their ids without announcing them again.
+
+    Args:
+        session_id: the session.
+        permissions: result of ``session.permissions.pendingRequests``.
+        tools: result of ``session.tools.listPendingRequests``.
+        turn: what clients were shown and answered.
+
+    Returns:
+        Events (type and data) for requests that clients never saw, and (method, params) of answers
+        that the client gave and that were lost.
+    """
+    events: list[Event] = []
+    lost: list[tuple[str, dict[str, Any]]] = []
+    for item in _items(permissions):
+        request_id = item.get("requestId")
+        if request_id in turn.answers:
+            lost.append(turn.answers[request_id])
+        elif request_id not in turn.asked:
+            data = {
+                "requestId": request_id,
+                "permissionRequest": item.get("request"),
+                "promptRequest": item.get("request"),
+                "ownerSessionId": session_id,
+            }
+            events.append({"type": "permission.requested", "data": data})
+    for item in _items(tools):
+        request_id = item.get("requestId")
+        if request_id in turn.answers:
+            lost.append(turn.answers[request_id])
+        elif request_id not in turn.asked:
+            events.append(
+                {"type": "external_tool.requested", "data": {**item, "sessionId": session_id}}
+            )
+    return events, lost
+
+
+def _items(result: Any) -> list[dict[str, Any]]:
+    items = result.get("items") if type(result) is dict else None
+    return [item for item in items if type(item) is dict] if type(items) is list else []
