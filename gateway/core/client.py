@@ -789,7 +789,8 @@ class Client:
         except RpcError as error:
             self._refuse_lobby(error)
         except (OSError, LinkLostError) as error:
-            self._hub.note_failure(replica, str(error) or type(error).__name__)
+            if not self.closed:
+                self._hub.note_failure(replica, str(error) or type(error).__name__)
             self._refuse_lobby(answers.replica_unavailable(None, self._hub.limits.retry_after))
         finally:
             self._lobby_busy = False

@@ -600,9 +600,12 @@ async def test_clients_that_leave_are_no_failures_of_a_replica(stage: Stage) -> 
     bob = await stage.client("bob")
     await bob.creates("b")
     del stage.cli.knows["connect"]
-    for _ in range(5):
+    for number in range(10):
         alice = await stage.client("alice")
-        alice.asks("session.create", sessionId="s")
+        if number % 2:
+            alice.asks("session.create", sessionId="s")
+        else:
+            alice.asks("ping")
         asked = await stage.cli.gets("connect")
         alice.leaves()
         asked.answers(stage.cli.hello)
