@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Protocol
 
 from gateway.config.settings import Settings
+from gateway.core.stats import Stats
+from gateway.io.audit import STDOUT, AuditLog
 
 
 class Audit(Protocol):
@@ -12,6 +15,9 @@ class Audit(Protocol):
 
     def record(self, event: str, **fields: Any) -> None:
         """Write one record; never blocks."""
+
+    def reopen(self) -> None:
+        """Open the file again, as after a rotation by another program."""
 
     def close(self) -> None:
         """Write what is queued and release the file."""
@@ -23,14 +29,27 @@ class NoAudit:
     def record(self, event: str, **fields: Any) -> None:
         """Drop the record."""
 
+    def reopen(self) -> None:
+        """Nothing to open."""
+
     def close(self) -> None:
         """Nothing to release."""
 
 
-def open_audit(settings: Settings) -> Audit:
-    """Return the audit log of the settings.
+def open_audit(settings: Settings, stats: Stats | None = None) -> Audit:
+    """Return the audit log of the settings; each process opens its own.
+
+    Args:
+        settings: all settings.
+        stats: where lost records are counted.
 
     Raises:
         StartupError: its file cannot be opened.
     """
-    return NoAudit()
+    audit = settings.audit
+    if not audit.path:
+        return NoAudit()
+    path = audit.path
+    if path != STDOUT:
+        path = str(Path(path).expanduser().absolute())
+    return AuditLog(path, max_bytes=audit.max_size, keep=audit.keep, stats=stats)

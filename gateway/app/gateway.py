@@ -16,11 +16,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gateway.app.auditing import open_audit
+from gateway.app.auditing import Audit, NoAudit, open_audit
+from gateway.app.policies import check_policies, secrets_of
 from gateway.app.worker import Worker
 from gateway.app.workers import LocalWorker, WorkerProcess
-from gateway.config.load import check
-from gateway.config.settings import SETTINGS, Settings
+from gateway.config.load import check, reloaded
+from gateway.config.settings import REPLICAS, SETTINGS, TABLES, Settings
+from gateway.core.stats import Stats
 from gateway.errors import EXIT_FAILURE, EXIT_OK, StartupError
 from gateway.io.admin import (
     AdminServer,
@@ -64,6 +66,7 @@ class Gateway:
         self._admin: AdminServer | None = None
         self._stopping = asyncio.Event()
         self._draining = False
+        self._audit: Audit = NoAudit()
         self._background: set[asyncio.Task[None]] = set()
 
     async def serve(self) -> int:
@@ -72,14 +75,16 @@ class Gateway:
         Raises:
             StartupError: something needed is missing or in use.
         """
-        configure(self._settings.log)
+        configure(self._settings.log, secrets_of(self._settings))
+        check_policies(self._settings)
         _make_private(self._settings.server.state_dir)
         sockets = _bind(self._settings)
-        audit = open_audit(self._settings)
+        stats = Stats()
+        self._audit = audit = open_audit(self._settings, stats)
         self._catch_signals()
         try:
             await self._start_replicas()
-            await self._start_workers(sockets, audit)
+            await self._start_workers(sockets, audit, stats)
             self._publish()
             await self._start_admin(audit)
             for sock in sockets:
@@ -118,10 +123,12 @@ class Gateway:
         )
         await self._supervisor.start()
 
-    async def _start_workers(self, sockets: Sequence[socket.socket], audit: Any) -> None:
+    async def _start_workers(
+        self, sockets: Sequence[socket.socket], audit: Audit, stats: Stats
+    ) -> None:
         settings = self._settings
         if settings.server.workers == 1:
-            worker = Worker(settings, audit, settings.server.state_dir)
+            worker = Worker(settings, audit, settings.server.state_dir, stats)
             self._workers.append(LocalWorker(worker))
             await worker.start()
             await worker.listen(sockets)
@@ -159,14 +166,16 @@ class Gateway:
                 self._publish()
                 return
 
-    async def _start_admin(self, audit: Any) -> None:
+    async def _start_admin(self, audit: Audit) -> None:
         admin = self._settings.admin
         if admin.listen is None:
             return
         token = admin.token or self._settings.auth.static_token or None
         if admin.token_file is not None:
             token = read_secret_file(admin.token_file, "admin token")
-        self._admin = AdminServer(build_admin_app(self, token, audit=audit))
+        self._admin = AdminServer(
+            build_admin_app(self, token, open_metrics=admin.open_metrics, audit=audit)
+        )
         port = await self._admin.start_tcp(admin.listen.host, admin.listen.port)
         log.info("admin listens", extra={"host": admin.listen.host, "port": port})
 
@@ -347,19 +356,21 @@ class Gateway:
         Raises:
             ConfigError: the new configuration is not valid; nothing changed.
         """
-        source = self._settings.source
-        new = source.load() if source is not None else self._settings
+        old = self._settings
+        new = old.source.load() if old.source is not None else old
         check(new)
-        said = []
-        for name, setting in SETTINGS.items():
-            if new.get(name) != self._settings.get(name):
-                verb = "applied" if setting.reloadable else "needs a restart to change"
-                said.append(f"{name}: {verb}")
-        if new.replicas != self._settings.replicas:
-            said.append("replicas: applied")
-        self._settings = new
-        configure(new.log)
-        await self._ask_all("apply", new)
+        check_policies(new)
+        settings, restart = reloaded(old, new)
+        said = [
+            f"{name}: applied"
+            for name in (*SETTINGS, *TABLES, REPLICAS.name)
+            if settings.get(name) != old.get(name)
+        ]
+        said += [f"{name}: needs a restart to change" for name in restart]
+        self._settings = settings
+        configure(settings.log, secrets_of(settings))
+        self._audit.reopen()
+        await self._ask_all("apply", settings)
         self._publish()
         log.info("reloaded", extra={"changes": len(said)})
         return said
@@ -402,7 +413,7 @@ def _bind(settings: Settings) -> list[socket.socket]:
     """
     sockets = []
     shared = settings.server.reuse_port or settings.server.workers > 1
-    for address in settings.server.listen:
+    for address in settings.addresses:
         try:
             family, _, _, _, target = socket.getaddrinfo(
                 address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE

@@ -10,21 +10,31 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gateway import __version__
+from gateway.app.auditing import Audit
+from gateway.app.policies import (
+    jwt_authenticator,
+    listener_plan,
+    method_policy,
+    param_rules,
+    serves,
+    tenant_rules,
+)
 from gateway.app.tasks import TaskGroup
 from gateway.config.settings import Settings
 from gateway.core.hub import Hub, Limits
-from gateway.core.ports import Audit, Authenticator
+from gateway.core.ports import Authenticator
 from gateway.core.stats import Stats
 from gateway.io.admin import Readiness, ReplicaInfo, SessionInfo
-from gateway.io.authenticator import NoAuthenticator, TokenAuthenticator
-from gateway.io.connections import ClientProtocol, Flow, ReplicaDialer
+from gateway.io.authenticator import EVERYBODY, NoAuthenticator, TokenAuthenticator
+from gateway.io.connections import Flow, ReplicaDialer
+from gateway.io.listeners import Listener, ListenerPlan
 from gateway.io.prober import Prober
 from gateway.io.registry import open_registry
 from gateway.io.sockets import Keepalive
 from gateway.io.telemetry import Telemetry
 from gateway.io.token_file import TokenStore
 from gateway.policy.auth_limits import FailureLimiter
-from gateway.policy.rules import MethodPolicy
+from gateway.policy.quotas import Quotas
 from gateway.policy.tokens import SOURCE_PREFIX
 from gateway.routing.health import HealthPolicy
 from gateway.types import Identity, ReplicaSpec
@@ -75,11 +85,25 @@ class Worker:
         accepting: the listeners are open.
     """
 
-    def __init__(self, settings: Settings, audit: Audit, state_dir: Path) -> None:
+    def __init__(
+        self, settings: Settings, audit: Audit, state_dir: Path, stats: Stats | None = None
+    ) -> None:
+        """Build the parts; nothing runs yet.
+
+        Args:
+            settings: all settings.
+            audit: the audit log.
+            state_dir: where token file and registry lie by default.
+            stats: the counters, where others count in them too.
+
+        Raises:
+            ConfigError: settings that only their users can judge cannot be used.
+        """
         self._settings = settings
         self._flow = flow_of(settings)
-        self._servers: list[asyncio.Server] = []
-        self.stats = Stats()
+        self._listeners: list[Listener] = []
+        self._audit = audit
+        self.stats = stats or Stats()
         self.tasks = TaskGroup()
         self.draining = False
         self.accepting = False
@@ -94,11 +118,12 @@ class Worker:
         )
         self._dialer = ReplicaDialer(self._flow)
         health = settings.health
+        self._jwt = jwt_authenticator(settings)
         self.hub = Hub(
             registry=self._registry,
             dialer=self._dialer,
             authenticator=self._authenticator(),
-            policy=MethodPolicy(),
+            policy=method_policy(settings),
             audit=audit,
             tasks=self.tasks,
             stats=self.stats,
@@ -109,6 +134,9 @@ class Worker:
             health=HealthPolicy(health.failures, health.ban_base, health.ban_max),
             load_factor=settings.routing.load_factor,
             adopt=settings.sessions.adopt,
+            param_rules=param_rules(settings),
+            quotas=Quotas(time.monotonic, tenant_rules(settings)),
+            serves=serves(settings),
         )
         self._dialer.hub = self.hub
         self._prober = Prober(self.hub, health.probe_interval, health.probe_timeout)
@@ -120,7 +148,9 @@ class Worker:
         limiter = FailureLimiter(
             auth.source_failures, auth.source_recovery, auth.source_max_delay, auth.tracked_sources
         )
-        return TokenAuthenticator(auth.static_token, self._tokens, limiter)
+        return TokenAuthenticator(
+            auth.static_token, self._tokens, limiter, stats=self.stats, jwt=self._jwt
+        )
 
     def _tokens_ended(self, ids: frozenset[str]) -> None:
         ended = {SOURCE_PREFIX + token_id for token_id in ids}
@@ -138,6 +168,8 @@ class Worker:
         """
         self._tokens.load()
         self.tasks.spawn(self._tokens.watch(self._settings.auth.token_poll), "token watch")
+        if self._jwt is not None:
+            await self._jwt.start()
         await self._registry.open()
 
     def set_replicas(self, specs: Sequence[ReplicaSpec], gone: Sequence[str] = ()) -> None:
@@ -150,24 +182,45 @@ class Worker:
         self._prober.follow()
 
     async def listen(self, sockets: Sequence[socket.socket]) -> None:
-        """Accept clients on bound sockets."""
-        loop = asyncio.get_running_loop()
-        for sock in sockets:
-            self._servers.append(
-                await loop.create_server(
-                    lambda: ClientProtocol(self.hub, self._flow),
-                    sock=sock,
-                    backlog=self._settings.server.backlog,
-                )
-            )
+        """Accept clients on bound sockets: those of ``server.listen``, then the listeners'."""
+        for plan, sock in zip(self._plans(), sockets, strict=True):
+            listener = Listener(self.hub, lambda: self._flow, plan)
+            await listener.start(sock, self._settings.server.backlog)
+            self._listeners.append(listener)
+        if any(listener.tls is not None for listener in self._settings.listeners):
+            self.tasks.spawn(self._watch_certificates(), "certificate watch")
         self.accepting = True
 
+    def _plans(self) -> list[ListenerPlan]:
+        settings = self._settings
+        fallback = EVERYBODY if settings.auth.mode == "none" else None
+        plans = [ListenerPlan(fallback=fallback) for _ in settings.server.listen]
+        timeout = settings.auth.connect_deadline
+        return plans + [listener_plan(one, fallback, timeout) for one in settings.listeners]
+
+    async def _watch_certificates(self) -> None:
+        while True:
+            await asyncio.sleep(self._settings.auth.token_poll)
+            self._reload_certificates()
+
+    def _reload_certificates(self) -> None:
+        for listener in self._listeners:
+            listener.reload()
+
     def apply(self, settings: Settings) -> None:
-        """Apply the reloadable settings; connections stay."""
+        """Apply the reloadable settings, and read tokens and certificates again; connections stay.
+
+        Raises:
+            ConfigError: a file that the policy needs cannot be used; nothing changed.
+        """
+        methods, params = method_policy(settings), param_rules(settings)
         self._settings = settings
         self._flow = self._dialer.flow = flow_of(settings)
         self.hub.limits = limits_of(settings)
+        self.hub.change_rules(methods, params, tenant_rules(settings))
         self._tokens.reload()
+        self._reload_certificates()
+        self._audit.reopen()
 
     def metrics(self) -> bytes:
         """Return this worker's metrics."""
@@ -177,8 +230,8 @@ class Worker:
         """Stop accepting and let what runs finish, for at most ``patience`` seconds."""
         self.draining = True
         self.accepting = False
-        for server in self._servers:
-            server.close()
+        for listener in self._listeners:
+            listener.stop()
         give_up = time.monotonic() + patience
         while True:
             for client in list(self.hub.clients):
@@ -190,13 +243,15 @@ class Worker:
 
     async def close(self) -> None:
         """End everything."""
-        for server in self._servers:
-            server.close()
+        for listener in self._listeners:
+            await listener.close()
         for client in list(self.hub.clients):
             client.cut("shutdown", "the gateway is shutting down")
         await self._prober.close()
         self.hub.set_replicas([])
         await self.tasks.close()
+        if self._jwt is not None:
+            await self._jwt.close()
         await self._registry.close()
         self._telemetry.close()
 

@@ -21,9 +21,12 @@ from typing import Any
 import uvloop
 
 from gateway.app.auditing import open_audit
+from gateway.app.policies import secrets_of
 from gateway.app.worker import Worker, WorkerControl
 from gateway.config.settings import Settings
+from gateway.core.stats import Stats
 from gateway.errors import EXIT_FAILURE, EXIT_OK, StartupError
+from gateway.io.audit import STDOUT
 from gateway.io.logs import configure
 
 log = logging.getLogger("gateway")
@@ -85,7 +88,7 @@ class WorkerProcess:
                 ",".join(str(sock.fileno()) for sock in sockets),
                 pass_fds=[theirs.fileno(), *(sock.fileno() for sock in sockets)],
                 stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.DEVNULL,
+                stdout=None if settings.audit.path == STDOUT else asyncio.subprocess.DEVNULL,
             )
         reader, self._writer = await asyncio.open_connection(sock=ours)
         await _send(self._writer, (self.index, settings))
@@ -176,10 +179,11 @@ async def _serve(channel: socket.socket, sockets: Sequence[socket.socket]) -> in
     """Run a worker for the main process at the other end of ``channel``."""
     reader, writer = await asyncio.open_connection(sock=channel)
     index, settings = await _receive(reader)
-    configure(settings.log)
-    audit = open_audit(settings)
+    configure(settings.log, secrets_of(settings))
+    stats = Stats()
     try:
-        worker = Worker(settings, audit, settings.server.state_dir)
+        audit = open_audit(settings, stats)
+        worker = Worker(settings, audit, settings.server.state_dir, stats)
         await worker.start()
         await worker.listen(sockets)
     except StartupError as error:
@@ -207,6 +211,7 @@ async def _serve(channel: socket.socket, sockets: Sequence[socket.socket]) -> in
         # The main process has told us to end, or has ended.
         pass
     await worker.close()
+    audit.close()
     return EXIT_OK
 
 

@@ -51,6 +51,9 @@ def run_check(args: argparse.Namespace) -> int:
     """Validate the configuration; return the exit status."""
     settings = source_from(args).load()
     check(settings)
+    from gateway.app.policies import check_policies  # noqa: PLC0415 - heavy
+
+    check_policies(settings)
     if args.show:
         print("\n".join(effective(settings)))
     print("configuration ok")

@@ -966,6 +966,11 @@ user_limits = { messages_per_second = 50.0, bytes_per_second = "4MiB" }""",
     origins: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
     source: Source | None = field(default=None, compare=False, repr=False)
 
+    @property
+    def addresses(self) -> tuple[Address, ...]:
+        """All addresses that accept clients: of ``server.listen``, then of the listeners."""
+        return self.server.listen + tuple(one.address for one in self.listeners)
+
     def secrets(self) -> tuple[str, ...]:
         """Return the tokens and the password that the settings hold, for masking them in logs."""
         found = [self.auth.static_token, self.admin.token, urlsplit(self.registry.url).password]

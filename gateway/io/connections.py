@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 from gateway.core.client import Client
 from gateway.core.hub import Hub
 from gateway.core.link import Link
-from gateway.core.ports import Sink
+from gateway.core.ports import Entry, Sink
 from gateway.io.sockets import Keepalive, acknowledge, is_tcp, tune
 
 SHORT_READ_BYTES = 16 * 1024
@@ -38,14 +39,30 @@ class Flow:
     keepalive: Keepalive = field(default_factory=Keepalive)
 
 
+Gate = Callable[[asyncio.Transport], tuple[str, Entry] | None]
+"""Says who connects (the address that counts) and how, or None to turn the connection away."""
+
+
+def _open_gate(transport: asyncio.Transport) -> tuple[str, Entry]:
+    return peer_of(transport), Entry()
+
+
 class ClientProtocol(asyncio.Protocol):
     """One accepted connection."""
 
-    __slots__ = ("_client", "_flow", "_hub", "_loop", "_sock", "_stalled", "_transport")
+    __slots__ = ("_client", "_flow", "_gate", "_hub", "_loop", "_sock", "_stalled", "_transport")
 
-    def __init__(self, hub: Hub, flow: Flow) -> None:
+    def __init__(self, hub: Hub, flow: Flow, gate: Gate = _open_gate) -> None:
+        """Prepare for a connection.
+
+        Args:
+            hub: what the clients share.
+            flow: options of the connection.
+            gate: decides on the connection once it is made, TLS handshake included.
+        """
         self._hub = hub
         self._flow = flow
+        self._gate = gate
         self._loop = asyncio.get_running_loop()
         self._client: Client | None = None
         self._sock: Any = None
@@ -59,12 +76,18 @@ class ClientProtocol(asyncio.Protocol):
             self._hub.stats.clients_rejected["limit"] += 1
             transport.abort()
             return
+        admitted = self._gate(transport)
+        if admitted is None:
+            self._hub.stats.clients_rejected["source"] += 1
+            transport.abort()
+            return
         sock = transport.get_extra_info("socket")
         if is_tcp(sock):
             tune(sock, self._flow.keepalive)
             self._sock = sock
         transport.set_write_buffer_limits(self._flow.high_water, self._flow.low_water)
-        self._client = Client(self._hub, transport, _peer(transport))
+        peer, entry = admitted
+        self._client = Client(self._hub, transport, peer, entry)
 
     def data_received(self, data: bytes) -> None:
         """Hand a chunk to the core."""
@@ -204,8 +227,12 @@ class ReplicaDialer:
         return transport
 
 
-def _peer(transport: asyncio.Transport) -> str:
+def peer_of(transport: asyncio.Transport) -> str:
+    """Return the address of a connection's other end, for logs and limits."""
     name = transport.get_extra_info("peername")
-    if isinstance(name, tuple):
-        return f"[{name[0]}]:{name[1]}" if ":" in name[0] else f"{name[0]}:{name[1]}"
-    return "unix"
+    return address_text(name[0], name[1]) if isinstance(name, tuple) else "unix"
+
+
+def address_text(host: str, port: int) -> str:
+    """Write an address as ``host:port``, IPv6 in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
