@@ -158,8 +158,9 @@ async def test_every_client_of_a_session_is_bound_again_with_its_own_recipe(stag
 
 async def test_unattached_clients_are_not_attached_by_it(stage: Stage) -> None:
     one, other = await stage.client("alice"), await stage.client("alice")
-    await had_a_turn(stage, one)
+    created = await had_a_turn(stage, one)
     await other.prompts("s")
+    created.line.emits("s", "session.idle")
     stage.cli.dies()
     await stage.cli.returns()
     asked = await stage.cli.gets("session.resume")
