@@ -102,15 +102,15 @@ def add_commands(subparsers: Subparsers) -> None:
     amount.add_argument("--all", action="store_true", help="all of them")
 
     drain = add("drain", "move the sessions off a replica", _drain, as_json, waiting)
-    drain.add_argument("name", metavar="NAME")
+    drain.add_argument("name", metavar="NAME", help="the replica")
     drain.add_argument("--wait", action="store_true", help="return when nothing is left on it")
 
     undrain = add("undrain", "let a replica take sessions again", _undrain, as_json)
-    undrain.add_argument("name", metavar="NAME")
+    undrain.add_argument("name", metavar="NAME", help="the replica")
 
     recycle = add("recycle", "drain a spawned replica and start it anew", _recycle, waiting)
     which = recycle.add_mutually_exclusive_group(required=True)
-    which.add_argument("name", metavar="NAME", nargs="?")
+    which.add_argument("name", metavar="NAME", nargs="?", help="the replica")
     which.add_argument(
         "--all", action="store_true", help="all spawned replicas, one after the other"
     )

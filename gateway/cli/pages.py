@@ -1,6 +1,7 @@
 """The reference page of settings and the example file, written from their definitions.
 
-``python -m gateway.cli.pages`` writes both; a test holds them up to date.
+``python -m gateway.cli.pages`` writes both, and the page of commands
+(:mod:`gateway.cli.command_page`); tests hold them up to date.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
+from gateway.cli.command_page import command_page
 from gateway.config.settings import (
     CONFIG_VARIABLE,
     ENV_PREFIX,
@@ -26,6 +28,7 @@ from gateway.config.tables import TableList, settings_of
 
 REFERENCE = Path("docs/reference/settings.md")
 EXAMPLE = Path("deploy/gateway.toml")
+COMMANDS = Path("docs/reference/cli.md")
 
 _WIDTH = 96
 
@@ -41,8 +44,12 @@ def example_file() -> str:
 
 
 def main() -> int:
-    """Write both files into the repository that is the current directory."""
-    for path, content in ((REFERENCE, reference_page()), (EXAMPLE, example_file())):
+    """Write the files into the repository that is the current directory."""
+    for path, content in (
+        (REFERENCE, reference_page()),
+        (EXAMPLE, example_file()),
+        (COMMANDS, command_page()),
+    ):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content, "utf-8")
         print(path)

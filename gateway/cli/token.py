@@ -46,7 +46,12 @@ def add_commands(subparsers: Subparsers) -> None:
     )
     create.add_argument("--tenant", required=True, help="tenant of whoever presents the token")
     create.add_argument("--user", required=True, help="user of whoever presents the token")
-    create.add_argument("--role", choices=[role.value for role in Role], default=Role.USER.value)
+    create.add_argument(
+        "--role",
+        choices=[role.value for role in Role],
+        default=Role.USER.value,
+        help="what they may do beyond their own sessions [%(default)s]",
+    )
     create.add_argument(
         "--expires",
         metavar="DURATION",
