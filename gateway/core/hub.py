@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from gateway import errors
 from gateway.core import answers
 from gateway.core.link import Link, LinkLostError
+from gateway.core.placer import Placer
 from gateway.core.ports import Audit, Authenticator, Dialer, Tasks
 from gateway.core.queries import Queries
 from gateway.core.replica import Replica
@@ -121,7 +122,8 @@ class Hub:
         recovers_turns: bool = True,
         durable: bool = False,
         free: bool = False,
-        gateway_id: str = "",
+        gateway_id: str = "worker",
+        slow_start: float = 0.0,
         param_rules: Sequence[ParamRule] = (),
         quotas: Quotas | None = None,
         serves: Serves | None = None,
@@ -142,8 +144,7 @@ class Hub:
         self._adopt = adopt
         self.recovers_turns = recovers_turns
         self.durable = durable
-        self.free = free
-        self.gateway_id = gateway_id
+        self.placer = Placer(self, gateway_id, free=free, slow_start=slow_start)
         self._serves = serves
         self.param_rules = tuple(param_rules)
         self.quotas = quotas or Quotas(clock)
@@ -153,7 +154,7 @@ class Hub:
         self.clients: set[Client] = set()
         self.queries = Queries(self)
         self._by_tenant: dict[str, set[Client]] = {}
-        self._ring = Ring({}, load_factor)
+        self.ring = Ring({}, load_factor)
         self._unknown: dict[str, list[tuple[Client, bytes]]] = {}
         self._greeted = asyncio.Event()
         self._hello: dict[str, Any] = {}
@@ -179,8 +180,8 @@ class Hub:
             elif known.spec != spec:
                 known.spec = spec
                 self._close_links(known)
-        if self._ring.names != self.replicas.keys():
-            self._ring = Ring({n: r.weight for n, r in self.replicas.items()}, self._load_factor)
+        if self.ring.names != self.replicas.keys():
+            self.ring = Ring({n: r.weight for n, r in self.replicas.items()}, self._load_factor)
 
     def _state(self, replica: Replica, changed: bool) -> None:
         """Publish a move of a replica's state machine and act on it."""
@@ -238,7 +239,11 @@ class Hub:
 
     def control_ready(self, link: Link) -> None:
         """Use an opened control link."""
-        link.replica.control = link
+        replica = link.replica
+        replica.control = link
+        replica.incarnation = self.placer.incarnations.get(replica.name, 0)
+        replica.fenced = False
+        replica.up_since = self.now()
         self._hello = link.replica.hello
         self._greeted.set()
 
@@ -255,6 +260,18 @@ class Hub:
         if link.client is not None:
             link.client.link_lost(link)
 
+    async def until_any_reachable(self, seconds: float) -> None:
+        """Return once a replica can serve, or after ``seconds``."""
+        waits = [asyncio.ensure_future(r.until_reachable()) for r in self.replicas.values()]
+        try:
+            if waits:
+                await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            else:
+                await asyncio.sleep(min(seconds, self.limits.redial_delay))
+        finally:
+            for wait in waits:
+                wait.cancel()
+
     async def any_replica(self) -> Replica:
         """Return the reachable replica with the fewest links, waiting for one if need be.
 
@@ -264,17 +281,7 @@ class Hub:
         candidates = [r for r in self.replicas.values() if r.health.accepts_new]
         candidates = candidates or [r for r in self.replicas.values() if r.reachable]
         if not candidates:
-            waits = [asyncio.ensure_future(r.until_reachable()) for r in self.replicas.values()]
-            try:
-                if waits:
-                    await asyncio.wait(
-                        waits,
-                        timeout=self.limits.rebind_timeout,
-                        return_when=asyncio.FIRST_COMPLETED,
-                    )
-            finally:
-                for wait in waits:
-                    wait.cancel()
+            await self.until_any_reachable(self.limits.rebind_timeout)
             candidates = [r for r in self.replicas.values() if r.reachable]
         if not candidates:
             raise answers.replica_unavailable(None, self.limits.retry_after)
@@ -378,7 +385,7 @@ class Hub:
 
     # Ownership and placement
 
-    async def _registered(self, operation: str, call: Awaitable[T]) -> T:
+    async def registered(self, operation: str, call: Awaitable[T]) -> T:
         """Await a registry call, counted, its failure in the client's terms."""
         started = self.now()
         try:
@@ -418,7 +425,7 @@ class Hub:
         if session is not None:
             placement = session.placement
         else:
-            placement = await self._registered("get", self.registry.get(session_id))
+            placement = await self.registered("get", self.registry.get(session_id))
         if placement is None:
             holder = await self._holder(session_id) if adopt and self._may_adopt(client) else None
             if holder is None:
@@ -459,7 +466,7 @@ class Hub:
         Raises:
             RpcError: the registry is not available.
         """
-        return await self._registered("owned_by", self.registry.owned_by(tenant, user))
+        return await self.registered("owned_by", self.registry.owned_by(tenant, user))
 
     async def known(self, session_ids: Iterable[str]) -> dict[str, Placement]:
         """Return the placements of those sessions that are recorded.
@@ -467,17 +474,30 @@ class Hub:
         Raises:
             RpcError: the registry is not available.
         """
-        return await self._registered("get_many", self.registry.get_many(session_ids))
+        return await self.registered("get_many", self.registry.get_many(session_ids))
 
-    async def claim(self, client: Client, session_id: str, replica: str) -> Placement:
+    async def claim(
+        self, client: Client, session_id: str, replica: str, *, unseen: bool = False
+    ) -> Placement:
         """Record a session as the client's on ``replica``, unless it is recorded already.
+
+        Args:
+            client: who it shall belong to.
+            session_id: the session.
+            replica: where it is, or shall be.
+            unseen: all replicas were asked and none has it.
 
         Raises:
             RpcError: the registry is not available.
         """
         assert client.owner is not None
         return self._learned(
-            await self._registered("claim", self.registry.claim(session_id, client.owner, replica))
+            await self.registered(
+                "claim",
+                self.registry.claim(
+                    session_id, client.owner, replica, self.placer.gateway_id, unseen=unseen
+                ),
+            )
         )
 
     async def place(self, client: Client, session_id: str, method: str) -> tuple[Placement, bool]:
@@ -489,7 +509,7 @@ class Hub:
         Raises:
             RpcError: the id is taken, no replica is available, or the registry is not.
         """
-        recorded = await self._registered("get", self.registry.get(session_id))
+        recorded = await self.registered("get", self.registry.get(session_id))
         if recorded is None:
             holder = await self._holder(session_id)
             if holder is not None:
@@ -499,13 +519,10 @@ class Hub:
         if recorded is None:
             if not any(r.health.accepts_new for r in self.replicas.values()):
                 await self.any_replica()
-            candidates = [n for n, r in self.replicas.items() if r.health.accepts_new]
-            candidates = candidates or [n for n, r in self.replicas.items() if r.reachable]
-            load = {name: r.stats.sessions for name, r in self.replicas.items()}
-            name = self._ring.choose(session_id, candidates, load)
+            name = self.placer.choose(session_id)
             if name is None:
                 raise answers.replica_unavailable(session_id, self.limits.retry_after)
-            recorded = await self.claim(client, session_id, name)
+            recorded = await self.claim(client, session_id, name, unseen=True)
             if recorded.replica == name and recorded.owner == client.owner:
                 self.stats.sessions_placed += 1
                 return recorded, True
@@ -544,7 +561,7 @@ class Hub:
     async def forget(self, placement: Placement) -> None:
         """Take back the record of a session that was not made after all."""
         try:
-            await self._registered(
+            await self.registered(
                 "forget", self.registry.forget(placement.session_id, placement.epoch)
             )
         except RpcError:
@@ -560,16 +577,7 @@ class Hub:
         Raises:
             RpcError: it cannot within ``patience`` seconds.
         """
-        replica = self.replicas.get(session.placement.replica)
-        if replica is not None and not replica.reachable and patience > 0:
-            try:
-                async with asyncio.timeout(patience):
-                    await replica.until_reachable()
-            except TimeoutError:
-                pass
-        if replica is None or not replica.reachable:
-            raise answers.replica_unavailable(session.id, self.limits.retry_after)
-        return replica
+        return await self.placer.settled(session, patience)
 
     # Sessions
 
@@ -597,6 +605,11 @@ class Hub:
             if session.placement.replica in self.replicas:
                 self.stats.replica(session.placement.replica).sessions -= 1
             session.turn.ended()
+            self.placer.release_later(session.id)
+
+    def forget_owner(self, session_id: str) -> None:
+        """Look a session's owner up again when it is asked for next."""
+        self.owners.pop(session_id, None)
 
     def session_left(self, session: Session) -> None:
         """Forget a session that no client of this worker uses."""
@@ -617,7 +630,7 @@ class Hub:
 
         async def remove() -> None:
             try:
-                await self._registered("forget", self.registry.forget(session_id))
+                await self.registered("forget", self.registry.forget(session_id))
             except RpcError:
                 self.log.warning("record of a deleted session kept", extra={"session": session_id})
 
@@ -648,7 +661,7 @@ class Hub:
 
     async def _deliver_unknown(self, session_id: str) -> None:
         try:
-            placement = await self._registered("get", self.registry.get(session_id))
+            placement = await self.registered("get", self.registry.get(session_id))
         except RpcError:
             placement = None
         if placement is not None:

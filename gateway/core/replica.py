@@ -25,18 +25,24 @@ class Replica:
         version: the CLI's version as it last said, or "".
         hello: the result of its last handshake.
         nudged: set when something happened that a prober should look at now.
+        incarnation: the registry's number of the process that the control link was opened to.
+        fenced: that process is known to be gone, and holds on its sessions were voided.
+        up_since: when the control link was opened.
         weight: share of new sessions relative to others.
     """
 
     __slots__ = (
         "_reachable",
         "control",
+        "fenced",
         "health",
         "hello",
+        "incarnation",
         "links",
         "nudged",
         "spec",
         "stats",
+        "up_since",
         "version",
         "weight",
     )
@@ -50,6 +56,9 @@ class Replica:
         self.version = ""
         self.hello: dict[str, Any] = {}
         self.weight = 1
+        self.incarnation = 0
+        self.fenced = False
+        self.up_since = 0.0
         self.nudged = asyncio.Event()
         self._reachable = asyncio.Event()
 

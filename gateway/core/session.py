@@ -56,10 +56,11 @@ class Session:
         placement: owner, replica and epoch as last read from the registry.
         bindings: the clients of this worker that use it.
         turn: what is known of its turn.
+        moving: done when the session has been taken to another replica; None while it stays.
         stored: a turn has ended, so that it is on disk for certain.
     """
 
-    __slots__ = ("bindings", "id", "placement", "stored", "turn")
+    __slots__ = ("bindings", "id", "moving", "placement", "stored", "turn")
 
     def __init__(self, placement: Placement) -> None:
         self.id = placement.session_id
@@ -67,6 +68,7 @@ class Session:
         self.bindings: set[Binding] = set()
         self.turn = Turn()
         self.stored = False
+        self.moving: asyncio.Future[None] | None = None
 
     def __repr__(self) -> str:
         """Return a diagnosis."""
@@ -79,6 +81,11 @@ class Session:
     def live(self) -> bool:
         """Whether a client of this worker is attached to it."""
         return any(binding.attached for binding in self.bindings)
+
+    @property
+    def quiet(self) -> bool:
+        """Whether it can be moved now: no turn, no request under way, nothing waiting."""
+        return not self.turn.busy and not any(binding.active for binding in self.bindings)
 
 
 class Request:
@@ -339,7 +346,11 @@ class Binding:
             placement, fresh = await hub.place(self.client, self.session_id, request.method)
         else:
             placement, fresh = self.session.placement, False
-        answer = await self._attach(request, hub.session(placement))
+        session = hub.session(placement)
+        if not fresh:
+            self._join(session)
+            await hub.placer.occupy(session)
+        answer = await self._attach(request, session)
         if answer is None and fresh:
             await hub.forget(placement)
         hub.audit.record(
@@ -351,7 +362,12 @@ class Binding:
 
     async def _resume(self, request: Request) -> None:
         placement = await self._hub.authorize(self.client, self.session_id, adopt=True)
-        answer = await self._attach(request, self._hub.session(placement))
+        session = self._hub.session(placement)
+        self._join(session)
+        await self._hub.placer.occupy(session)
+        answer = await self._attach(request, session)
+        if answer is not None:
+            session.stored = True
         self._hub.audit.record(
             "session.resume",
             **self.client.who(),
@@ -541,6 +557,24 @@ class Binding:
         if self.attached:
             if not self.client.closed:
                 self._start()
+        elif not self._working:
+            self.leave()
+
+    @property
+    def active(self) -> bool:
+        """Whether a message of this client's is waiting or unanswered."""
+        return (
+            bool(self.waiting)
+            or self._working
+            or any(pending.binding is self for pending in self.client.pending.values())
+        )
+
+    def move_away(self) -> None:
+        """Go where the session lives now: attached clients attach there, messages wait."""
+        self._drop_link()
+        self.open = False
+        if self.attached and not self.client.closed:
+            self._start()
         elif not self._working:
             self.leave()
 

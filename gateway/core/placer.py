@@ -1,0 +1,390 @@
+"""One writer per session: taking hold of sessions, moving them, draining replicas.
+
+The registry arbitrates between workers and gateways; :mod:`gateway.routing.registry` explains
+holds, epochs, leases and incarnations. Here they are used: a session is held before it is made
+live, moved only while nobody else holds it, and let go after its last client has left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from gateway import errors
+from gateway.core import answers
+from gateway.core.link import LinkLostError
+from gateway.core.session import Session, SessionNotFoundError
+from gateway.errors import RegistryUnavailableError, RpcError
+from gateway.routing.balancer import Candidate, choose
+from gateway.routing.registry import Change, ChangesLost, PlacementChanged, ReplicaChanged
+from gateway.types import Placement
+
+if TYPE_CHECKING:
+    from gateway.core.hub import Hub
+    from gateway.core.replica import Replica
+
+DRAINING = "draining"
+"""The mark under which a drain is known to all gateways."""
+
+_ATTEMPTS = 8
+"""Tries to agree on a session's place before the caller is told to come back."""
+
+_RELEASE_DELAY = 0.05
+"""Seconds for which releases are gathered; a session that comes back meanwhile stays held."""
+
+_DRAIN_PAUSE = 0.1
+"""Seconds between two looks at the sessions of a draining replica."""
+
+_HANDS_OFF = 2.0
+"""Seconds for which an idle session is let go of so that the last of its holders can move it."""
+
+
+class Placer:
+    """Decides and records where sessions live, for one worker.
+
+    Attributes:
+        gateway_id: this worker's name in the registry.
+        free: sessions may live on any replica, because all see the same storage.
+        lease_until: until when (``Hub.now``) the registry counts this worker as alive.
+        incarnations: of replicas, as last heard.
+    """
+
+    def __init__(self, hub: Hub, gateway_id: str, *, free: bool, slow_start: float) -> None:
+        self._hub = hub
+        self._slow_start = slow_start
+        self._releasing: set[str] = set()
+        self._drains: dict[str, bool] = {}
+        self.gateway_id = gateway_id
+        self.free = free
+        self.lease_until = float("inf")
+        self.incarnations: dict[str, int] = {}
+
+    @property
+    def has_lease(self) -> bool:
+        """Whether what this worker holds is still its own."""
+        return self._hub.now() < self.lease_until
+
+    # Choosing
+
+    def choose(self, session_id: str, *, without: str | None = None) -> str | None:
+        """Return the replica for a session that becomes live, or None if none may take it."""
+        hub = self._hub
+        accepting = {
+            name: replica
+            for name, replica in hub.replicas.items()
+            if replica.health.accepts_new and name != without
+        }
+        if not self.free:
+            load = {name: replica.stats.sessions for name, replica in hub.replicas.items()}
+            return hub.ring.choose(session_id, accepting, load)
+        busy = dict.fromkeys(accepting, 0)
+        for session in hub.sessions.values():
+            if session.turn.busy and session.placement.replica in busy:
+                busy[session.placement.replica] += 1
+        now = hub.now()
+        return choose(
+            [
+                Candidate(
+                    name,
+                    busy=busy[name],
+                    sessions=replica.stats.sessions,
+                    latency=replica.stats.probe_seconds or 0.0,
+                    weight=replica.weight,
+                    up_for=now - replica.up_since,
+                )
+                for name, replica in accepting.items()
+            ],
+            random.randrange,
+            self._slow_start,
+        )
+
+    # Holding
+
+    async def occupy(self, session: Session) -> None:
+        """Hold a session that is about to be made live, on the replica where it shall be.
+
+        Raises:
+            SessionNotFoundError: its record is gone.
+            RpcError: the registry is not available, or others were always quicker.
+        """
+        self._releasing.discard(session.id)
+        if session.live:
+            return
+        registry = self._hub.registry
+        for _ in range(_ATTEMPTS):
+            seen = session.placement
+            target = seen.replica
+            if self.free and not await self._held_elsewhere(session.id):
+                target = self._where(seen)
+            record = await self._hub.registered(
+                "move" if target != seen.replica else "hold",
+                registry.move(session.id, seen.epoch, target, self.gateway_id)
+                if target != seen.replica
+                else registry.hold(session.id, seen.epoch, self.gateway_id),
+            )
+            if record is None:
+                raise SessionNotFoundError(session.id)
+            self._placed(session, record)
+            if record.replica == target and (record.epoch == seen.epoch or target != seen.replica):
+                return
+        raise answers.replica_unavailable(session.id, self._hub.limits.retry_after)
+
+    def _where(self, placement: Placement) -> str:
+        """Return where a session that is live nowhere shall be: where it was, if that is as good."""
+        name = self.choose(placement.session_id)
+        current = self._hub.replicas.get(placement.replica)
+        if name is None or name == placement.replica:
+            return placement.replica
+        if current is not None and current.health.accepts_new:
+            chosen = self._hub.replicas[name]
+            if current.stats.sessions <= chosen.stats.sessions:
+                return placement.replica
+        return name
+
+    async def _held_elsewhere(self, session_id: str) -> bool:
+        holders = await self._hub.registered("holders", self._hub.registry.holders(session_id))
+        return bool(holders - {self.gateway_id})
+
+    def _placed(self, session: Session, record: Placement) -> None:
+        """Take over a session's record, and count it where it is now."""
+        old = session.placement
+        if record.epoch < old.epoch:
+            return
+        session.placement = record
+        if session.live and record.replica != old.replica:
+            for name, change in ((old.replica, -1), (record.replica, 1)):
+                replica = self._hub.replicas.get(name)
+                if replica is not None:
+                    replica.stats.sessions += change
+
+    def release_later(self, session_id: str) -> None:
+        """Let go of a session after its last client here has left it."""
+        if not self._releasing:
+            self._hub.tasks.call_later(_RELEASE_DELAY, self._release_now)
+        self._releasing.add(session_id)
+
+    def _release_now(self) -> None:
+        gone = [one for one in self._releasing if one not in self._live_ids()]
+        self._releasing.clear()
+        if gone:
+            self._hub.tasks.spawn(self._release(gone), "release sessions")
+
+    def _live_ids(self) -> set[str]:
+        return {session.id for session in self._hub.sessions.values() if session.live}
+
+    async def _release(self, session_ids: Iterable[str]) -> None:
+        try:
+            await self._hub.registry.release(session_ids, self.gateway_id)
+        except RegistryUnavailableError:
+            # The holds end with this worker's lease, or are told apart when it republishes.
+            self._hub.log.info("sessions not released: the registry is not available")
+
+    # Failing over
+
+    async def settled(self, session: Session, patience: float) -> Replica:
+        """Return the replica on which a session is, or shall be, live, once it can serve.
+
+        Raises:
+            RpcError: there is none within ``patience`` seconds.
+            SessionNotFoundError: its record is gone.
+        """
+        hub = self._hub
+        give_up = hub.now() + patience
+        while True:
+            if session.moving is not None:
+                await asyncio.wait([session.moving], timeout=max(0.0, give_up - hub.now()))
+            replica = hub.replicas.get(session.placement.replica)
+            if replica is not None and replica.reachable:
+                return replica
+            left = give_up - hub.now()
+            if left <= 0:
+                raise answers.replica_unavailable(session.id, hub.limits.retry_after)
+            if not self.free:
+                if replica is None:
+                    raise answers.replica_unavailable(session.id, hub.limits.retry_after)
+                await _wait_until(replica, left)
+                continue
+            target = self.choose(session.id)
+            if target is None:
+                await hub.until_any_reachable(left)
+                continue
+            await self._take_from_dead(session, target)
+
+    async def _take_from_dead(self, session: Session, target: str) -> None:
+        """Move a session off a replica that cannot serve; others may be moving it too."""
+        hub = self._hub
+        seen = session.placement
+        dead = hub.replicas.get(seen.replica)
+        if dead is not None:
+            await self.fence(dead)
+        record = await hub.registered(
+            "move", hub.registry.move(session.id, seen.epoch, target, self.gateway_id)
+        )
+        if record is None:
+            raise SessionNotFoundError(session.id)
+        if record.epoch == seen.epoch:
+            # Held by a worker that has not noticed yet.
+            await asyncio.sleep(hub.limits.redial_delay)
+            return
+        self._placed(session, record)
+        hub.log.info(
+            "session moved",
+            extra={"session": session.id, "replica": record.replica, "epoch": record.epoch},
+        )
+
+    async def fence(self, replica: Replica) -> None:
+        """Void the holds on a replica's dead incarnation, once."""
+        if replica.fenced:
+            return
+        replica.fenced = True
+        incarnation = await self._hub.registered(
+            "fence_replica",
+            self._hub.registry.fence_replica(replica.name, replica.incarnation),
+        )
+        self.incarnations[replica.name] = max(incarnation, self.incarnations.get(replica.name, 0))
+
+    # Hearing from others
+
+    def changed(self, change: Change) -> None:
+        """Act on a change that another process made in the registry."""
+        hub = self._hub
+        if isinstance(change, ReplicaChanged):
+            self.incarnations[change.replica] = change.incarnation
+            self.marked(change.replica, change.mark)
+        elif isinstance(change, PlacementChanged):
+            hub.forget_owner(change.session_id)
+            session = hub.sessions.get(change.session_id)
+            record = change.placement
+            if session is None or record is None:
+                return
+            if record.epoch > session.placement.epoch:
+                moved = record.replica != session.placement.replica
+                self._placed(session, record)
+                if moved and session.moving is None:
+                    self._follow(session)
+        elif isinstance(change, ChangesLost):
+            hub.tasks.spawn(self._reread(), "read the registry again")
+
+    def _follow(self, session: Session) -> None:
+        """Take the clients of a session to where another worker has moved it."""
+        for binding in list(session.bindings):
+            binding.move_away()
+
+    async def _reread(self) -> None:
+        try:
+            known = await self._hub.registry.get_many(list(self._hub.sessions))
+            marks = await self._hub.registry.replica_marks()
+            self.incarnations = await self._hub.registry.replica_incarnations()
+        except RegistryUnavailableError:
+            return
+        for placement in known.values():
+            self.changed(PlacementChanged(placement.session_id, placement))
+        for name in self._hub.replicas:
+            self.marked(name, marks.get(name))
+
+    async def republish(self) -> None:
+        """Tell a registry that lost something what this worker holds; give up what it lost.
+
+        Raises:
+            RegistryUnavailableError: to be repeated.
+        """
+        held = [one.placement for one in self._hub.sessions.values() if one.live]
+        stands = await self._hub.registry.republish(self.gateway_id, held)
+        for placement in stands.values():
+            self.changed(PlacementChanged(placement.session_id, placement))
+
+    # Draining
+
+    def marked(self, name: str, mark: str | None) -> None:
+        """Begin or end the drain of a replica as the registry says."""
+        replica = self._hub.replicas.get(name)
+        draining = mark == DRAINING
+        if replica is None or replica.health.draining == draining:
+            return
+        self._hub.drain(name, draining)
+        if draining and self.free and not self._drains.get(name):
+            self._drains[name] = True
+            self._hub.tasks.spawn(self._evacuate(name), f"drain {name}")
+
+    async def _evacuate(self, name: str) -> None:
+        """Move a draining replica's sessions away, each when it is idle."""
+        hub = self._hub
+        try:
+            while True:
+                replica = hub.replicas.get(name)
+                if replica is None or not replica.health.draining:
+                    return
+                if replica.reachable:
+                    for session in [
+                        one
+                        for one in hub.sessions.values()
+                        if one.placement.replica == name and one.live and one.moving is None
+                    ]:
+                        if session.quiet:
+                            await self._migrate(session, replica)
+                await asyncio.sleep(_DRAIN_PAUSE)
+        finally:
+            self._drains.pop(name, None)
+
+    async def _migrate(self, session: Session, replica: Replica) -> None:
+        """Close an idle session on one replica and let its clients find it on another."""
+        hub = self._hub
+        session.moving = asyncio.get_running_loop().create_future()
+        try:
+            for binding in list(session.bindings):
+                binding.move_away()
+            target = self.choose(session.id, without=replica.name)
+            if target is None or not await self._alone(session):
+                return
+            # Closed before it is moved: at no time is it live twice.
+            await hub.ask(replica, "sessions.close", {"sessionId": session.id})
+            record = await hub.registered(
+                "move",
+                hub.registry.move(session.id, session.placement.epoch, target, self.gateway_id),
+            )
+            if record is not None:
+                self._placed(session, record)
+                hub.log.info(
+                    "session moved", extra={"session": session.id, "replica": record.replica}
+                )
+        except (RpcError, LinkLostError) as error:
+            hub.log.info(
+                "session not moved yet", extra={"session": session.id, "reason": str(error)}
+            )
+        finally:
+            session.moving.set_result(None)
+            session.moving = None
+
+    async def _alone(self, session: Session) -> bool:
+        """Wait shortly for the other holders of an idle session to let go of it too."""
+        hub = self._hub
+        give_up = hub.now() + _HANDS_OFF
+        await hub.registered("release", hub.registry.release([session.id], self.gateway_id))
+        while await self._held_elsewhere(session.id):
+            if hub.now() >= give_up:
+                await hub.registered(
+                    "hold",
+                    hub.registry.hold(session.id, session.placement.epoch, self.gateway_id),
+                )
+                return False
+            await asyncio.sleep(hub.limits.redial_delay)
+        return True
+
+
+async def _wait_until(replica: Replica, seconds: float) -> None:
+    try:
+        async with asyncio.timeout(seconds):
+            await replica.until_reachable()
+    except TimeoutError:
+        pass
+
+
+def no_lease(retry_after: float) -> RpcError:
+    """Return the error for a prompt while this worker may no longer be the session's only one."""
+    return RpcError(
+        errors.REGISTRY_UNAVAILABLE,
+        "The registry has been unavailable for too long to go on safely",
+        {"retryAfterMs": int(retry_after * 1000)},
+    )
