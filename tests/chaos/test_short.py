@@ -1,0 +1,28 @@
+"""The chaos run in short, on real programs."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.report import complaints, table
+from tests.chaos.run import Options, run
+
+LONGEST = 240.0
+"""Seconds; about eighty when nothing gets stuck."""
+
+
+@pytest.mark.real
+@pytest.mark.redis
+# The SDK leaves sockets and coroutines to the garbage collector when a connection breaks.
+@pytest.mark.filterwarnings("default::ResourceWarning", "default::RuntimeWarning")
+@pytest.mark.filterwarnings("default::pytest.PytestUnraisableExceptionWarning")
+async def test_no_conversation_suffers(tmp_path: Path) -> None:
+    async with asyncio.timeout(LONGEST):
+        result = await run(Options(seconds=50.0, sessions=12, seed=1, keep=tmp_path))
+    shown = "\n".join([table([result]), *complaints(result)])
+    assert len(result.faults) >= 6, shown
+    assert result.gaps, shown  # some turn was in the middle
+    assert result.good, shown
