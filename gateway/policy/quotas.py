@@ -15,8 +15,9 @@ from typing import Final, Protocol
 from gateway.errors import OVERLOADED, RpcError
 from gateway.types import Owner
 
-_SWEEP: Final = 2
-"""Unused entries looked at for each new one: more can go than come, so the table shrinks again."""
+_SWEEP: Final = 3
+"""Entries looked at for each new user, and dropped if unused: more can go than come, so the table
+shrinks again."""
 
 RETRY_COUNT_MS: Final = 1000
 """When to try again after a count was reached: nobody can know when a connection will end."""
@@ -256,6 +257,11 @@ class Allowance:
         for quota in self._quotas:
             quota.opening -= 1
 
+    def session_live(self, session: LiveSession) -> None:
+        """Count a session that a client is attached to."""
+        for quota in self._quotas:
+            quota.sessions.add(session)
+
     def start_turn(self) -> RpcError | None:
         """Return why one more session may not begin to work, or None."""
         for quota in self._quotas:
@@ -307,19 +313,24 @@ class Quotas:
         return self.rule(key).limits
 
     def allowance(self, owner: Owner) -> Allowance | None:
-        """Return the quotas of a client, or None if its tenant has no limits."""
+        """Return the quotas of a client, or None if its tenant has no limits.
+
+        To be used at once: what nobody uses is forgotten when others come.
+        """
         if not self.rules:
             return None
         rule = self.rule(owner.tenant)
         if rule.limits == NO_LIMITS and rule.user_limits == NO_LIMITS:
             return None
+        if owner not in self._used:
+            self._sweep(self.clock())
         return Allowance((self._quota(owner.tenant), self._quota(owner)))
 
     def session_live(self, session: LiveSession, owner: Owner) -> None:
         """Count a session that a client is attached to."""
-        if self.allowance(owner) is not None:
-            self._quota(owner.tenant).sessions.add(session)
-            self._quota(owner).sessions.add(session)
+        allowance = self.allowance(owner)
+        if allowance is not None:
+            allowance.session_live(session)
 
     def session_ended(self, session: LiveSession, owner: Owner) -> None:
         """Stop counting a session; one that was not counted is ignored."""
@@ -331,10 +342,8 @@ class Quotas:
     def _quota(self, key: Owner | str) -> Quota:
         quota = self._used.get(key)
         if quota is None:
-            now = self.clock()
-            self._sweep(now)
             prefix = "user" if isinstance(key, Owner) else "tenant"
-            quota = self._used[key] = Quota(self._limits(key), prefix, now)
+            quota = self._used[key] = Quota(self._limits(key), prefix, self.clock())
         return quota
 
     def _sweep(self, now: float) -> None:

@@ -22,6 +22,7 @@ from typing import Any
 from gateway.core.client import Client
 from gateway.core.hub import Hub, Limits
 from gateway.core.link import Link
+from gateway.core.ports import Entry
 from gateway.core.stats import Stats
 from gateway.io.registry import MemoryRegistry
 from gateway.policy.rules import MethodPolicy
@@ -37,6 +38,8 @@ IDENTITIES = {
     "mallory": Identity("evil", "mallory", source="token:5"),
 }
 """Two tenants, told apart by the first letter of their names: ``acme`` and ``evil``."""
+
+_DIRECT = Entry()
 
 VERSION = "1.0.102"
 NOT_FOUND = "Session not found for sessionId: {}"
@@ -114,10 +117,10 @@ class Actor:
         heard: everything it was sent.
     """
 
-    def __init__(self, stage: Stage, peer: str) -> None:
+    def __init__(self, stage: Stage, peer: str, entry: Entry) -> None:
         self.heard = Inbox()
         self.sink = FakeSink(_Ear(self.heard))
-        self.core = Client(stage.hub, self.sink, peer)
+        self.core = Client(stage.hub, self.sink, peer, entry)
         self._stage = stage
         self._last_id = 0
 
@@ -598,9 +601,9 @@ class Stage:
         """The only replica, or the first."""
         return next(iter(self.replicas.values()))
 
-    def stranger(self, peer: str = "192.0.2.1:5") -> Actor:
+    def stranger(self, peer: str = "192.0.2.1:5", entry: Entry = _DIRECT) -> Actor:
         """Return a client that has said nothing yet."""
-        actor = Actor(self, peer)
+        actor = Actor(self, peer, entry)
         self.actors.append(actor)
         return actor
 
