@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 import socket
 import time
 from collections.abc import Sequence
@@ -22,11 +23,14 @@ from gateway.app.policies import (
 from gateway.app.tasks import TaskGroup
 from gateway.config.settings import Settings
 from gateway.core.hub import Hub, Limits
+from gateway.core.placer import DRAINING
 from gateway.core.ports import Authenticator
 from gateway.core.stats import Stats
+from gateway.errors import RegistryUnavailableError
 from gateway.io.admin import Readiness, ReplicaInfo, SessionInfo
 from gateway.io.authenticator import EVERYBODY, NoAuthenticator, TokenAuthenticator
 from gateway.io.connections import Flow, ReplicaDialer
+from gateway.io.lease import Lease
 from gateway.io.listeners import Listener, ListenerPlan
 from gateway.io.prober import Prober
 from gateway.io.registry import open_registry
@@ -58,7 +62,14 @@ def limits_of(settings: Settings) -> Limits:
         connect_deadline=settings.auth.connect_deadline,
         max_auth_failures=settings.auth.max_failures,
         rebind_timeout=settings.sessions.rebind_timeout,
+        linger=settings.sessions.linger,
     )
+
+
+def routes_freely(settings: Settings) -> bool:
+    """Whether a session may live on any replica: said, or known from shared storage."""
+    mode = settings.routing.mode
+    return mode == "free" or (mode == "auto" and settings.storage.mode == "shared")
 
 
 def flow_of(settings: Settings) -> Flow:
@@ -134,11 +145,17 @@ class Worker:
             health=HealthPolicy(health.failures, health.ban_base, health.ban_max),
             load_factor=settings.routing.load_factor,
             adopt=settings.sessions.adopt,
+            recovers_turns=settings.sessions.turn_recovery == "continue",
+            durable=settings.sessions.durable,
+            free=routes_freely(settings),
+            gateway_id=secrets.token_hex(8),
+            slow_start=settings.routing.slow_start,
             param_rules=param_rules(settings),
             quotas=Quotas(time.monotonic, tenant_rules(settings)),
             serves=serves(settings),
         )
         self._dialer.hub = self.hub
+        self._lease = Lease(self.hub, settings.registry.lease)
         self._prober = Prober(self.hub, health.probe_interval, health.probe_timeout)
 
     def _authenticator(self) -> Authenticator:
@@ -171,6 +188,7 @@ class Worker:
         if self._jwt is not None:
             await self._jwt.start()
         await self._registry.open()
+        await self._lease.start()
 
     def set_replicas(self, specs: Sequence[ReplicaSpec], gone: Sequence[str] = ()) -> None:
         """Make these the replicas; those named ``gone`` are known not to run at present."""
@@ -241,6 +259,18 @@ class Worker:
                 break
             await asyncio.sleep(_DRAIN_POLL)
 
+    async def drain_replica(self, name: str, draining: bool) -> None:
+        """Start or end the draining of a replica, here and on all gateways of the registry."""
+        mark = DRAINING if draining else None
+        try:
+            await self._registry.set_replica_mark(name, mark)
+        except RegistryUnavailableError as error:
+            log.warning(
+                "drain is not known to other gateways",
+                extra={"replica": name, "reason": str(error)},
+            )
+        self.hub.placer.marked(name, mark)
+
     async def close(self) -> None:
         """End everything."""
         for listener in self._listeners:
@@ -252,6 +282,7 @@ class Worker:
         await self.tasks.close()
         if self._jwt is not None:
             await self._jwt.close()
+        await self._lease.close()
         await self._registry.close()
         self._telemetry.close()
 
@@ -341,8 +372,7 @@ class WorkerControl:
 
     async def drain_replica(self, name: str, draining: bool) -> None:
         """Start or end the draining of a replica."""
-        if name in self._worker.hub.replicas:
-            self._worker.hub.drain(name, draining)
+        await self._worker.drain_replica(name, draining)
 
     async def drain(self, patience: float) -> None:
         """See :meth:`Worker.drain`."""

@@ -508,6 +508,12 @@ class RoutingSettings:
         "Bounded load of sticky routing: no replica takes a new session beyond this multiple of "
         "the average.",
     )
+    slow_start: float = setting(
+        duration(0.0),
+        10.0,
+        "Free routing: time over which a replica that came up grows to its full share of new "
+        "sessions. 0: at once.",
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -620,6 +626,12 @@ class RegistrySettings:
         2.0,
         "Time that the registry has to answer. Without it no new session is placed; "
         "sessions already placed go on.",
+    )
+    lease: float = setting(
+        duration(1.0),
+        60.0,
+        "How long the registry counts a gateway as alive after its last heartbeat. Without the "
+        "registry, prompts to placed sessions are taken for this long.",
     )
 
 
@@ -744,6 +756,25 @@ class SessionsSettings:
         "admin",
         "Who may resume a session that a replica knows but that has no recorded owner, and so "
         "become its owner: admins, nobody, or anyone.",
+        reloadable=True,
+    )
+    turn_recovery: str = setting(
+        choice("continue", "fail"),
+        "continue",
+        "What becomes of a turn whose replica died: it is finished where the session lives then, "
+        "or it ends with an error.",
+    )
+    durable: bool = setting(
+        boolean(),
+        False,
+        "Acknowledge a prompt only after the CLI has written it to its journal, which it otherwise "
+        "does about 100 ms later.",
+    )
+    linger: float = setting(
+        duration(0.0),
+        300.0,
+        "How long a turn goes on after its client's connection was lost, so that a client that "
+        "reconnects and resumes finds it. 0: it ends with the connection.",
         reloadable=True,
     )
 

@@ -58,6 +58,7 @@ class Limits:
         rebind_timeout: how long requests wait for a session to be live again.
         redial_delay: pause between attempts to reach a replica.
         retry_after: what clients are told to wait after a failure.
+        linger: how long a turn goes on without its client.
         owners_cached: owners of sessions kept in memory.
     """
 
@@ -76,6 +77,7 @@ class Limits:
     rebind_timeout: float = 30.0
     redial_delay: float = 0.1
     retry_after: float = 1.0
+    linger: float = 300.0
     owners_cached: int = 100_000
 
 
@@ -122,7 +124,7 @@ class Hub:
         recovers_turns: bool = True,
         durable: bool = False,
         free: bool = False,
-        gateway_id: str = "worker",
+        gateway_id: str | None = None,
         slow_start: float = 0.0,
         param_rules: Sequence[ParamRule] = (),
         quotas: Quotas | None = None,
@@ -177,6 +179,7 @@ class Hub:
             known = self.replicas.get(name)
             if known is None:
                 self.replicas[name] = Replica(spec, Health(self._health), self.stats.replica(name))
+                self.tasks.spawn(self.placer.read_mark(name), f"mark of {name}")
             elif known.spec != spec:
                 known.spec = spec
                 self._close_links(known)

@@ -45,13 +45,14 @@ class Placer:
     """Decides and records where sessions live, for one worker.
 
     Attributes:
-        gateway_id: this worker's name in the registry.
+        gateway_id: this worker's name in the registry; None where it is the registry's only user
+            and need not hold anything.
         free: sessions may live on any replica, because all see the same storage.
         lease_until: until when (``Hub.now``) the registry counts this worker as alive.
         incarnations: of replicas, as last heard.
     """
 
-    def __init__(self, hub: Hub, gateway_id: str, *, free: bool, slow_start: float) -> None:
+    def __init__(self, hub: Hub, gateway_id: str | None, *, free: bool, slow_start: float) -> None:
         self._hub = hub
         self._slow_start = slow_start
         self._releasing: set[str] = set()
@@ -118,12 +119,15 @@ class Placer:
             target = seen.replica
             if self.free and not await self._held_elsewhere(session.id):
                 target = self._where(seen)
-            record = await self._hub.registered(
-                "move" if target != seen.replica else "hold",
-                registry.move(session.id, seen.epoch, target, self.gateway_id)
-                if target != seen.replica
-                else registry.hold(session.id, seen.epoch, self.gateway_id),
-            )
+            record: Placement | None = seen
+            if target != seen.replica:
+                record = await self._hub.registered(
+                    "move", registry.move(session.id, seen.epoch, target, self.gateway_id)
+                )
+            elif self.gateway_id is not None:
+                record = await self._hub.registered(
+                    "hold", registry.hold(session.id, seen.epoch, self.gateway_id)
+                )
             if record is None:
                 raise SessionNotFoundError(session.id)
             self._placed(session, record)
@@ -132,7 +136,7 @@ class Placer:
         raise answers.replica_unavailable(session.id, self._hub.limits.retry_after)
 
     def _where(self, placement: Placement) -> str:
-        """Return where a session that is live nowhere shall be: where it was, if that is as good."""
+        """Return where a session that is live nowhere shall be; where it was, if as good."""
         name = self.choose(placement.session_id)
         current = self._hub.replicas.get(placement.replica)
         if name is None or name == placement.replica:
@@ -161,6 +165,8 @@ class Placer:
 
     def release_later(self, session_id: str) -> None:
         """Let go of a session after its last client here has left it."""
+        if self.gateway_id is None:
+            return
         if not self._releasing:
             self._hub.tasks.call_later(_RELEASE_DELAY, self._release_now)
         self._releasing.add(session_id)
@@ -175,6 +181,7 @@ class Placer:
         return {session.id for session in self._hub.sessions.values() if session.live}
 
     async def _release(self, session_ids: Iterable[str]) -> None:
+        assert self.gateway_id is not None
         try:
             await self._hub.registry.release(session_ids, self.gateway_id)
         except RegistryUnavailableError:
@@ -290,6 +297,7 @@ class Placer:
         Raises:
             RegistryUnavailableError: to be repeated.
         """
+        assert self.gateway_id is not None
         held = [one.placement for one in self._hub.sessions.values() if one.live]
         stands = await self._hub.registry.republish(self.gateway_id, held)
         for placement in stands.values():
@@ -307,6 +315,16 @@ class Placer:
         if draining and self.free and not self._drains.get(name):
             self._drains[name] = True
             self._hub.tasks.spawn(self._evacuate(name), f"drain {name}")
+
+    async def read_mark(self, name: str) -> None:
+        """Learn whether a replica that is new here is being drained."""
+        if self.gateway_id is None:
+            return
+        try:
+            marks = await self._hub.registry.replica_marks()
+        except RegistryUnavailableError:
+            return
+        self.marked(name, marks.get(name))
 
     async def _evacuate(self, name: str) -> None:
         """Move a draining replica's sessions away, each when it is idle."""
@@ -360,6 +378,8 @@ class Placer:
     async def _alone(self, session: Session) -> bool:
         """Wait shortly for the other holders of an idle session to let go of it too."""
         hub = self._hub
+        if self.gateway_id is None:
+            return True
         give_up = hub.now() + _HANDS_OFF
         await hub.registered("release", hub.registry.release([session.id], self.gateway_id))
         while await self._held_elsewhere(session.id):
