@@ -19,6 +19,9 @@ _SWEEP: Final = 3
 """Entries looked at for each new user, and dropped if unused: more can go than come, so the table
 shrinks again."""
 
+_ROUNDING: Final = 1e-6
+"""Tokens that may be missing: waiting as told must be enough, whatever arithmetic loses."""
+
 RETRY_COUNT_MS: Final = 1000
 """When to try again after a count was reached: nobody can know when a connection will end."""
 
@@ -69,16 +72,23 @@ class TenantRule:
 class Rate:
     """A token bucket that may go into debt.
 
-    Something passes while any token is left, and takes its whole cost: so a message larger than a
-    second's worth is not stuck for ever, and the average still holds.
+    Something passes while there is enough to begin with, and takes its whole cost: so a message
+    larger than a second's worth is not stuck for ever, and the average still holds.
     """
 
-    __slots__ = ("_at", "_burst", "_level", "_rate")
+    __slots__ = ("_at", "_burst", "_level", "_need", "_rate")
 
-    def __init__(self, rate: float, now: float) -> None:
-        """Start full; the bucket holds one second's worth, and at least one."""
+    def __init__(self, rate: float, now: float, need: float = 1.0) -> None:
+        """Start full; the bucket holds one second's worth, and at least ``need``.
+
+        Args:
+            rate: what comes in per second.
+            now: the time.
+            need: what must be there for something to pass.
+        """
         self._rate = rate
-        self._burst = self._level = max(rate, 1.0)
+        self._need = need
+        self._burst = self._level = max(rate, need)
         self._at = now
 
     def wait(self, now: float) -> float:
@@ -86,7 +96,9 @@ class Rate:
         if now > self._at:
             self._level = min(self._burst, self._level + (now - self._at) * self._rate)
             self._at = now
-        return 0.0 if self._level > 0 else -self._level / self._rate + 1e-6
+        if self._level >= self._need - _ROUNDING:
+            return 0.0
+        return (self._need - self._level) / self._rate
 
     def spend(self, cost: float) -> None:
         """Take the cost of something that passed; call :meth:`wait` first."""
