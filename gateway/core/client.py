@@ -65,6 +65,9 @@ ignoring refusals, and what it sends to end something does not wait long."""
 _LONGEST_PAUSE = 5.0
 """Seconds for which a client at most is not read after messages that are never refused."""
 
+_LINGERING_CUTS = frozenset({"stalled", "limit", "protocol"})
+"""Reasons for a cut after which the client may come back for its turn."""
+
 _SPLIT_WRITE_BYTES = 64 * 1024
 """From this size on, header and body are written apart rather than copied together."""
 
@@ -1144,12 +1147,23 @@ class Client:
             "client cut", extra={"peer": self.peer, "reason": reason, "detail": detail}
         )
         self.sink.close()
-        self.lost()
+        self.lost(lingers=reason in _LINGERING_CUTS)
 
-    def lost(self) -> None:
-        """Note that the connection has ended, from either side; idempotent."""
+    def lost(self, *, lingers: bool = True) -> None:
+        """Note that the connection has ended, from either side; idempotent.
+
+        Args:
+            lingers: turns that run may go on without the client, for a while.
+        """
         if self.closed:
             return
+        staying: set[Link] = set()
+        if lingers and self._hub.limits.linger > 0:
+            staying = {
+                binding.link
+                for binding in self.bindings.values()
+                if binding.lingers and binding.link is not None
+            }
         self.closed = True
         self._deadline.cancel()
         if self._expiry is not None:
@@ -1162,15 +1176,25 @@ class Client:
         if self._allowance is not None:
             self._allowance.disconnect()
         for link in list(self.links.values()):
-            link.close()
+            if link not in staying:
+                link.close()
         for binding in list(self.bindings.values()):
             binding.waiting.clear()
-            binding.leave()
-        self.bindings.clear()
+            if binding.link not in staying:
+                binding.leave()
+            elif not binding.lingers:
+                binding.let_go()
+        if staying:
+            hub.tasks.call_later(hub.limits.linger, self._end_linger)
         self.pending.clear()
         self._callbacks.clear()
         self._lobby.clear()
         hub.client_gone(self)
+
+    def _end_linger(self) -> None:
+        """End what still goes on without the client."""
+        for binding in list(self.bindings.values()):
+            binding.let_go()
 
 
 def _who(identity: Identity) -> tuple[str, str, Role]:

@@ -67,13 +67,20 @@ def plan(turn: Turn, history: Sequence[Event], *, processing: bool) -> Plan:
     if processing:
         return Plan(recorded, missing)
     tail = _since_last_prompt(history)
-    complete = _complete(tail)
+    complete = tail is None or _complete(tail)
     if not recorded and not (turn.busy and not turn.prompts):
         # Nothing of this turn was written: what is missing is sent, and nothing else has to run.
         return Plan(recorded, missing, complete=True)
     if complete:
-        return Plan(recorded, missing, missed=_missed(tail, turn.last_message), complete=True)
+        missed = _missed(tail or (), turn.last_message)
+        return Plan(recorded, missing, missed=missed, complete=True)
     return Plan(recorded, missing, rerun=not turn.aborting, complete=turn.aborting)
+
+
+def is_cut(history: Sequence[Event]) -> bool:
+    """Whether the last prompt of a session that is not working was never answered."""
+    tail = _since_last_prompt(history)
+    return tail is not None and not _complete(tail)
 
 
 def _data(event: Event) -> dict[str, Any]:
@@ -90,11 +97,11 @@ def _user_messages(history: Sequence[Event]) -> dict[str, Event]:
     }
 
 
-def _since_last_prompt(history: Sequence[Event]) -> Sequence[Event]:
+def _since_last_prompt(history: Sequence[Event]) -> Sequence[Event] | None:
     for index in range(len(history) - 1, -1, -1):
         if history[index].get("type") == "user.message":
             return history[index + 1 :]
-    return ()
+    return None
 
 
 def _complete(tail: Sequence[Event]) -> bool:

@@ -40,6 +40,10 @@ MAX_ALIASES = 16
 """Message ids that are replaced on a link: one per prompt that was lost with a replica."""
 
 
+_ASKS_A_PERSON = frozenset({"userInput.request", "exitPlanMode.request"})
+"""What a replica may ask of a client that has gone: a person is waited for."""
+
+
 class LinkLostError(Exception):
     """The link ended before an answer came."""
 
@@ -335,6 +339,11 @@ class Link:
                 binding.event(name, data[body:end] if name in TRACKED_EVENTS else b"")
             return _FORWARD
         if kind is Kind.REQUEST:
+            if client.closed and name not in _ASKS_A_PERSON:
+                # The turn goes on without its client, which would hold it up for ever.
+                error = RpcError(errors.REPLICA_UNAVAILABLE, "The client has gone")
+                self.send(envelope.error_frame(key, error))
+                return _DROP
             alias = client.adopt_callback(self, key, name)
             self.callbacks[key] = alias
             frame = stream.with_id(data, body, end, tail, alias)

@@ -91,6 +91,34 @@ async def _carry_on(hub: Hub, binding: Binding, session: Session, link: Link) ->
         tell(session, _event("session.idle", data))
 
 
+async def revive_turn(hub: Hub, binding: Binding, session: Session, link: Link) -> None:
+    """Carry on a turn that was cut with another gateway or an earlier client, if there was one.
+
+    Raises:
+        LinkLostError: the replica died.
+        TimeoutError: it does not answer.
+        RpcError: it lacks the means.
+    """
+    turn = session.turn
+    ask = hub.limits.rebind_timeout
+    named = {"sessionId": session.id}
+    state = await link.request("session.metadata.isProcessing", named, ask)
+    if type(state) is dict and state.get("processing"):
+        turn.busy = True
+        # Whoever was shown the pending requests is not this client.
+        turn.asked.clear()
+        await _restore_pending(binding, session, link, ask)
+        return
+    said = await link.request("session.getMessages", named, ask)
+    history = said.get("events") if type(said) is dict else None
+    if failover.is_cut(history if type(history) is list else []):
+        turn.busy = True
+        await link.request("session.sendMessages", {**named, "messages": []}, ask)
+        hub.log.info(
+            "cut turn taken up", extra={"session": session.id, "replica": link.replica.name}
+        )
+
+
 async def _restore_pending(binding: Binding, session: Session, link: Link, patience: float) -> None:
     """Answer and announce the permissions and tool calls that the resume restored."""
     named = {"sessionId": session.id}

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from gateway.core import answers, recipe, recovery
@@ -42,6 +43,28 @@ def _resolver(outcome: asyncio.Future[Answer]) -> Callable[[bool | None, bytes],
             outcome.set_result((ok, text))
 
     return resolve
+
+
+_CLASHES = 20
+"""Times that a clash of tool names is waited out before the client hears of it."""
+
+_CLASH_PAUSE = 0.1
+"""Seconds between two of them."""
+
+_DETACH_TIMEOUT = 5.0
+"""Seconds that a replica has to detach a session before the link is closed instead."""
+
+
+def _is_clash(answer: bytes) -> bool:
+    return b"tool name clash" in answer
+
+
+async def _detach(link: Link, session_id: str) -> None:
+    """Leave a session on a link that others still need."""
+    try:
+        await link.request("session.detach", {"sessionId": session_id}, _DETACH_TIMEOUT)
+    except (RpcError, LinkLostError, TimeoutError):
+        link.close()
 
 
 class SessionNotFoundError(Exception):
@@ -362,12 +385,20 @@ class Binding:
 
     async def _resume(self, request: Request) -> None:
         placement = await self._hub.authorize(self.client, self.session_id, adopt=True)
-        session = self._hub.session(placement)
+        hub = self._hub
+        session = hub.session(placement)
         self._join(session)
-        await self._hub.placer.occupy(session)
+        await hub.placer.occupy(session)
+        returns = await self._take_over(session)
+        cut = returns or (hub.recovers_turns and not session.live and await self._cut(session))
+        if cut and "continuePendingWork" not in request.params:
+            params = {**request.params, "continuePendingWork": True}
+            request.message = {**request.message, "params": params}
         answer = await self._attach(request, session)
         if answer is not None:
             session.stored = True
+            if cut:
+                await self._revive(session)
         self._hub.audit.record(
             "session.resume",
             **self.client.who(),
@@ -381,14 +412,21 @@ class Binding:
         A replica that dies before it answers has attached nobody and, of a new session, stored
         nothing: asking again is safe.
         """
+        clashes = 0
         while True:
             link = await self._reach(session)
             outcome: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-            self.client.forward(link, self, request, hook=_resolver(outcome))
+            hook = self._attach_hook(outcome, final=clashes == _CLASHES)
+            self.client.forward(link, self, request, hook=hook, rewrites=True)
             ok, text = await outcome if request.id is not None else (False, b"")
             if ok is None:
                 if self.client.closed:
                     return None
+                continue
+            if not ok and clashes < _CLASHES and _is_clash(text):
+                # Perhaps a turn lingers on another gateway, which leaves when somebody comes.
+                await self._make_way(link, first=not clashes)
+                clashes += 1
                 continue
             if not ok:
                 if not self.attached:
@@ -397,11 +435,97 @@ class Binding:
             if self.session is not session:
                 # Since the answer came it was closed for everybody, or the client has gone.
                 return text
-            self.recipe = recipe.merged(self.recipe, request.params)
-            if not self.attached:
-                self.attached = True
-                self._hub.session_attached(session)
+            self._attached(request.params)
             return text
+
+    def _attached(self, params: dict[str, Any]) -> None:
+        """Note that the client is attached, by a create or resume with ``params``."""
+        self.recipe = recipe.merged(self.recipe, params)
+        if not self.attached and self.session is not None:
+            self.attached = True
+            self._hub.session_attached(self.session)
+
+    def _attach_hook(
+        self, outcome: asyncio.Future[Answer], *, final: bool
+    ) -> Callable[[bool | None, bytes], None]:
+        """Return a hook that passes the answer on, but for a name clash that may pass by itself."""
+
+        def resolve(ok: bool | None, text: bytes) -> None:
+            if ok or (ok is False and (final or not _is_clash(text))):
+                self.client.write(framing.encode(text))
+            if not outcome.done():
+                outcome.set_result((ok, text))
+
+        return resolve
+
+    async def _make_way(self, link: Link, *, first: bool) -> None:
+        """Attach without tools, so that whoever lingers on the session sees it and leaves."""
+        if first:
+            try:
+                await link.request(
+                    "session.resume",
+                    {"sessionId": self.session_id},
+                    self._hub.limits.ask_timeout,
+                )
+            except (RpcError, LinkLostError, TimeoutError):
+                return
+        await asyncio.sleep(_CLASH_PAUSE)
+
+    async def _take_over(self, session: Session) -> bool:
+        """Take a session over from a client that has gone while its turn ran.
+
+        A connection's tools are its own, and a session ends with its last connection. So this one
+        attaches without any, the old one leaves, and then this one brings its own.
+        """
+        gone = [one for one in session.bindings if one.client.closed]
+        if not gone:
+            return False
+        named = {"sessionId": session.id}
+        patience = self._hub.limits.ask_timeout
+        try:
+            link = await self._reach(session)
+            await link.request("session.resume", {**named, "disableResume": True}, patience)
+            self._attached({})
+            for binding in gone:
+                if binding.link is not None:
+                    await binding.link.request("session.detach", named, patience)
+        except (RpcError, LinkLostError, TimeoutError) as error:
+            self._hub.log.warning(
+                "lingering session not taken over cleanly",
+                extra={"session": session.id, "reason": str(error)},
+            )
+        for binding in gone:
+            binding.let_go()
+        return True
+
+    async def _cut(self, session: Session) -> bool:
+        """Whether a session that is not live here was at work not long ago."""
+        replica = self._hub.replicas.get(session.placement.replica)
+        if replica is None:
+            return False
+        try:
+            found = await self._hub.ask(replica, "sessions.getMetadata", {"sessionId": session.id})
+        except (RpcError, LinkLostError):
+            return False
+        entry = found.get("session") if type(found) is dict else None
+        modified = entry.get("modifiedTime") if type(entry) is dict else None
+        try:
+            moment = datetime.fromisoformat(str(modified)).timestamp()
+        except ValueError:
+            return False
+        return self._hub.wall_clock() - moment < self._hub.limits.linger
+
+    async def _revive(self, session: Session) -> None:
+        """Carry on a turn that an earlier client of the session, perhaps this one, left behind."""
+        link = self.link
+        if link is None or self.session is not session:
+            return
+        try:
+            await recovery.revive_turn(self._hub, self, session, link)
+        except (RpcError, LinkLostError, TimeoutError) as error:
+            self._hub.log.info(
+                "cut turn not taken up", extra={"session": session.id, "reason": str(error)}
+            )
 
     async def _fork(self, request: Request) -> None:
         """Send a message that mints a session, and own what it minted before saying so."""
@@ -503,6 +627,9 @@ class Binding:
             session.turn.event(name, body)
             if name == "session.idle":
                 session.stored = True
+            if self.client.closed and name in ("session.idle", "session.resume"):
+                # The turn is over, or somebody has come back for it.
+                self._hub.tasks.call_later(0, self.let_go)
 
     def tell(self, event: Event) -> None:
         """Send the client an event of the gateway's own."""
@@ -554,11 +681,15 @@ class Binding:
         session = self.session
         if session is None:
             return
-        if self.attached:
-            if not self.client.closed:
-                self._start()
+        if self.attached and not self.client.closed:
+            self._start()
         elif not self._working:
             self.leave()
+
+    @property
+    def lingers(self) -> bool:
+        """Whether its turn goes on if the client is lost."""
+        return self.attached and self.session is not None and self.session.turn.busy
 
     @property
     def active(self) -> bool:
@@ -579,6 +710,18 @@ class Binding:
             self.leave()
 
     # Leaving
+
+    def let_go(self) -> None:
+        """Leave a session on a link that outlived its client, and close the link after the last."""
+        link = self.link
+        attached = self.attached
+        self.leave()
+        if link is None:
+            return
+        if not link.bindings:
+            link.close()
+        elif attached:
+            self._hub.tasks.spawn(_detach(link, self.session_id), f"detach {self.session_id}")
 
     def detached(self) -> None:
         """Note that the client left the session; it may still use it unattached."""
