@@ -13,6 +13,7 @@ from collections import deque
 from pathlib import Path
 from typing import Self
 
+from gateway.io.cli_binary import resolve_native
 from gateway.testing.model_server import DEFAULT_MODEL
 from tests.support.rpc import RpcClient
 
@@ -33,6 +34,8 @@ class CliMissingError(Exception):
 def real_cli() -> Path:
     """Return the real CLI's binary: ``COPILOT_CLI``, else on ``PATH``, else in the cache.
 
+    The native one: npm's wrapper passes no signal on, so what it started would go on.
+
     Raises:
         CliMissingError: there is none.
     """
@@ -41,10 +44,10 @@ def real_cli() -> Path:
         path = Path(configured)
         if not path.is_file():
             raise CliMissingError(f"COPILOT_CLI={configured} is not a file")
-        return path
+        return resolve_native(path)
     found = shutil.which("copilot")
     if found:
-        return Path(found)
+        return resolve_native(Path(found))
     if INSTALLED_CLI.is_file():
         return INSTALLED_CLI
     raise CliMissingError(
