@@ -149,7 +149,7 @@ class Hub:
         self.placer = Placer(self, gateway_id, free=free, slow_start=slow_start)
         self._serves = serves
         self.param_rules = tuple(param_rules)
-        self.quotas = quotas or Quotas(clock)
+        self.quotas = quotas if quotas is not None else Quotas(clock)
         self.replicas: dict[str, Replica] = {}
         self.sessions: dict[str, Session] = {}
         self.owners: OrderedDict[str, Owner] = OrderedDict()
@@ -598,7 +598,9 @@ class Hub:
         if sum(binding.attached for binding in session.bindings) == 1:
             self.stats.sessions_live += 1
             self.quotas.session_live(session.turn, session.placement.owner)
-            self.stats.replica(session.placement.replica).sessions += 1
+            stats = self.stats.replica(session.placement.replica)
+            stats.sessions += 1
+            stats.served += 1
 
     def session_detached(self, session: Session) -> None:
         """Count a binding that is no longer attached."""
