@@ -1,14 +1,16 @@
-"""Builds the optional C scanner; without a compiler the pure Python form is used."""
+"""Builds the optional C scanners; without a compiler their pure Python forms are used."""
 
 from setuptools import Extension, setup
 
 setup(
     ext_modules=[
         Extension(
-            "gateway.wire._stream",
-            ["gateway/wire/_stream.c"],
+            f"gateway.wire.{name}",
+            [f"gateway/wire/{name}.c"],
+            depends=["gateway/wire/_frame.h"],
             extra_compile_args=["-O2", "-Wall", "-Wextra"],
             optional=True,
         )
+        for name in ("_scan", "_stream")
     ]
 )

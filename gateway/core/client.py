@@ -7,6 +7,7 @@ whose binding is open goes to the replica's socket in the same call.
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 import uuid
 from collections.abc import Callable, Iterator
@@ -32,6 +33,7 @@ from gateway.policy.rules import MethodRule, PolicyView, Route
 from gateway.policy.session_ids import is_valid_session_id, session_ids
 from gateway.types import Identity, Owner, Role
 from gateway.wire import compat, envelope, framing
+from gateway.wire.scan import Scanned, scan
 
 if TYPE_CHECKING:
     from gateway.core.hub import Hub
@@ -72,13 +74,34 @@ _SPLIT_WRITE_BYTES = 64 * 1024
 """From this size on, header and body are written apart rather than copied together."""
 
 
+@functools.lru_cache(maxsize=64)
+def _direct_rules(policy: PolicyView) -> dict[str, tuple[MethodRule, str]]:
+    """Return the methods whose messages go to an open session unread, with their classes.
+
+    All others do something beside passing: they begin a turn or are part of one, change what makes
+    the session live again, or name other sessions too.
+    """
+    return {
+        rule.method: (rule, method_class(rule.method))
+        for rule in policy.rules
+        if rule.route is Route.SESSION
+        and rule.simple
+        and not rule.starts_turn
+        and rule.sent_as == rule.method
+        and not changes_recipe(rule.method)
+        and rule.method not in REPEATABLE
+        and rule.method not in _BRIDGED
+    }
+
+
 class Pending:
     """A request that was sent to a replica and not yet answered.
 
     Attributes:
         link: the link on which its answer is accepted.
         binding: the session it is about, or None.
-        request: the request, for those that may have to be sent again.
+        request: the request, for those that may have to be sent again; if it was not read, its
+            frame.
         rule: the policy's rule for its method.
         stats: counters of its method class.
         started: when it arrived (``Hub.now``).
@@ -92,7 +115,7 @@ class Pending:
         self,
         link: Link | None,
         binding: Binding | None,
-        request: Request | None,
+        request: Request | bytes | None,
         rule: MethodRule,
         stats: MethodStats,
         started: float,
@@ -131,6 +154,7 @@ class Client:
         "_buffer",
         "_callbacks",
         "_deadline",
+        "_direct",
         "_entry",
         "_expiry",
         "_held",
@@ -175,6 +199,7 @@ class Client:
         self._allowance: Allowance | None = None
         self._held_bytes = 0
         self._old = False
+        self._direct: dict[str, tuple[MethodRule, str]] = {}
         self._paced = False
         self._params: ParamPolicy | None = None
         self._shaped = _NO_METHODS
@@ -268,6 +293,12 @@ class Client:
         pos = 0
         size = len(whole)
         while pos < size and not self.closed:
+            if self._direct and not self._authenticating:
+                # Nearly all messages: nothing is decoded, and one object is made.
+                found = scan(whole, pos, buffer.max_frame)
+                if found is not None and self._pass_on(whole, pos, found):
+                    pos = found[1]
+                    continue
             try:
                 header = buffer.frame(whole, pos)
             except framing.FrameTooLargeError as error:
@@ -288,6 +319,35 @@ class Client:
                 self._hold(body)
             else:
                 self._body(body)
+
+    def _pass_on(self, data: bytes, pos: int, found: Scanned) -> bool:
+        """Forward a request byte for byte; False if there is more to it than that."""
+        body, end, request_id, method, session_id = found
+        direct = self._direct.get(method)
+        binding = self.bindings.get(session_id)  # type: ignore[arg-type]
+        if direct is None or binding is None or not binding.open or method in self._shaped:
+            return False
+        hub = self._hub
+        now = hub.now()
+        pending = self.pending
+        if request_id is not None and (
+            request_id in pending or len(pending) >= hub.limits.max_pending
+        ):
+            return False
+        allowance = self._allowance
+        if allowance is not None and allowance.take(end - body, now)[1] is not None:
+            return False
+        link = binding.link
+        assert link is not None
+        frame = data if end - pos == len(data) else data[pos:end]
+        stats = hub.stats
+        stats.frames_from_client += 1
+        if request_id is not None:
+            rule, kind = direct
+            pending[request_id] = Pending(link, binding, frame, rule, stats.methods[kind], now)
+            link.replica.stats.in_flight += 1
+        link.send(frame)
+        return True
 
     def _hold(self, body: bytes) -> None:
         """Keep what was pipelined behind a ``connect`` that is still being checked."""
@@ -330,7 +390,8 @@ class Client:
                 return
             # Known by its listener; what it says first tells the age of its SDK.
             self._old = compat.is_old_client(method or "")
-            policy = self._policy = self._hub.policy.view(self.identity)
+            policy = self._hub.policy.view(self.identity)
+            self._follow(policy)
         if method is None:
             if self._allowance is not None:
                 self._allow(self._allowance, None, len(body))
@@ -356,6 +417,10 @@ class Client:
                     self.forward(binding.link, binding, request)  # type: ignore[arg-type]
                     return
         self._dispatch(request)
+
+    def _follow(self, policy: PolicyView) -> None:
+        self._policy = policy
+        self._direct = _direct_rules(policy)
 
     def refuses_duplicate(self, request: Request) -> bool:
         """Refuse a request whose id is in flight, which would get the other's answer."""
@@ -741,6 +806,9 @@ class Client:
 
     def _request_lost(self, pending: Pending, again: dict[Binding, list[Request]]) -> None:
         request = pending.request
+        if isinstance(request, bytes):
+            body = request.partition(framing.HEADER_END)[2]
+            request = Request(envelope.loads(body), pending.rule, len(body))
         binding = pending.binding
         rule = pending.rule
         if request is None:
@@ -941,7 +1009,7 @@ class Client:
         elif not self._enter(proof, request_id):
             return
         else:
-            self._policy = self._hub.policy.view(proof)
+            self._follow(self._hub.policy.view(proof))
         if self._entry.identity is None or before is None:
             self._hub.stats.auth["accepted"] += 1
             self._record_authentication("ok")
@@ -1026,7 +1094,7 @@ class Client:
             return
         self._shaped = self._params.methods
         if self._policy is not None:
-            self._policy = self._hub.policy.view(identity)
+            self._follow(self._hub.policy.view(identity))
         self._shares = self._hub.quotas.rule(identity.tenant).shared_sessions
         if self._allowance is not None:
             self._allowance.disconnect()

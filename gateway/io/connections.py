@@ -179,7 +179,17 @@ class ReplicaProtocol(asyncio.Protocol):
         frames = stats.frames_from_replica - before
         if frames:
             stats.time_to_client.observe(time.perf_counter() - started, frames)
-        if self._sock is not None and len(data) < SHORT_READ_BYTES and not self._link.closed:
+        link = self._link
+        # The kernel goes on acknowledging at once until the next write, which it expects to carry
+        # the acknowledgements from then on.
+        if (
+            link.sent
+            and (len(data) < SHORT_READ_BYTES or link.mid_frame)
+            and link.replica_waits
+            and self._sock is not None
+            and not link.closed
+        ):
+            link.sent = False
             acknowledge(self._sock)
 
     def pause_writing(self) -> None:

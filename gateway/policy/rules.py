@@ -174,6 +174,11 @@ class PolicyView:
         self._patterns = patterns
         self._unknown_session_methods = unknown_session_methods
 
+    @property
+    def rules(self) -> Iterable[MethodRule]:
+        """The rules of all known methods."""
+        return self._rules.values()
+
     def rule_for(self, method: str) -> MethodRule:
         """Return what to do with ``method``, known or not."""
         rule = self._rules.get(method)

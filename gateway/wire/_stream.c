@@ -1,13 +1,11 @@
-/* The C twin of gateway.wire.stream.skim_python: passes over runs of whole, quiet session.event
- * frames in the CLI's fixed form. Anything else stops it; the caller then looks for itself. */
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
-#include <string.h>
+/* The C twins of gateway.wire.stream: skim() passes over runs of whole, quiet session.event frames
+ * in the CLI's fixed form, look() tells what the frame behind them is. Anything unusual stops both;
+ * the caller then looks for itself. */
+#include "_frame.h"
 
 #define MAX_LOUD 64
 #define MAX_NAME 64
 #define MAX_SESSION_ID 250
-#define MAX_DIGITS 9
 
 static struct {
     char text[MAX_NAME];
@@ -15,11 +13,18 @@ static struct {
 } loud[MAX_LOUD];
 static size_t loud_count = 0;
 
-static const char HEADER[] = "Content-Length: ";
 static const char PREFIX[] =
     "{\"jsonrpc\":\"2.0\",\"method\":\"session.event\",\"params\":{\"sessionId\":\"";
 static const char MIDDLE[] = "\",\"event\":{\"type\":\"";
-#define LENGTH(literal) (sizeof(literal) - 1)
+static const char LIFECYCLE_PREFIX[] =
+    "{\"jsonrpc\":\"2.0\",\"method\":\"session.lifecycle\",\"params\":{\"type\":\"";
+static const char LIFECYCLE_MIDDLE[] = "\",\"sessionId\":\"";
+static const char ID[] = "{\"jsonrpc\":\"2.0\",\"id\":";
+
+/* gateway.wire.stream.Kind */
+enum { EVENT, LIFECYCLE, RESPONSE, REQUEST };
+
+static PyObject *result_name, *error_name;
 
 static int is_id_char(unsigned char c)
 {
@@ -40,67 +45,137 @@ static int is_loud(const char *name, size_t length)
     return 0;
 }
 
-/* Return the end of the quiet frame at p, or NULL. */
-static const char *quiet_frame(const char *p, const char *end)
+/* Pass over `"PREFIX" id "MIDDLE" name`, which starts an event or lifecycle notification (whose
+ * order is the other way round); *name ends before its closing quote. */
+static int read_event(const char *p, const char *end, struct span *session_id, struct span *name)
 {
-    if ((size_t)(end - p) < LENGTH(HEADER) || memcmp(p, HEADER, LENGTH(HEADER)) != 0)
-        return NULL;
-    p += LENGTH(HEADER);
-    size_t length = 0;
-    int digits = 0;
-    while (p < end && *p >= '0' && *p <= '9') {
-        if (++digits > MAX_DIGITS)
-            return NULL;
-        length = length * 10 + (size_t)(*p++ - '0');
-    }
-    if (digits == 0 || end - p < 4 || memcmp(p, "\r\n\r\n", 4) != 0)
-        return NULL;
-    p += 4;
-    if ((size_t)(end - p) < length)
-        return NULL;
-    const char *stop = p + length;
-    if (length < LENGTH(PREFIX) || memcmp(p, PREFIX, LENGTH(PREFIX)) != 0)
-        return NULL;
-    p += LENGTH(PREFIX);
-    const char *start = p;
-    while (p < stop && is_id_char((unsigned char)*p))
+    if (!SKIP(&p, end, PREFIX))
+        return 0;
+    session_id->start = p;
+    while (p < end && is_id_char((unsigned char)*p))
         p++;
-    if (p == start || p - start > MAX_SESSION_ID)
-        return NULL;
-    if ((size_t)(stop - p) < LENGTH(MIDDLE) || memcmp(p, MIDDLE, LENGTH(MIDDLE)) != 0)
-        return NULL;
-    p += LENGTH(MIDDLE);
-    start = p;
-    while (p < stop && is_name_char((unsigned char)*p))
+    session_id->end = p;
+    if (p == session_id->start || p - session_id->start > MAX_SESSION_ID || !SKIP(&p, end, MIDDLE))
+        return 0;
+    name->start = p;
+    while (p < end && is_name_char((unsigned char)*p))
         p++;
-    if (p == start || p == stop || *p != '"' || p - start > MAX_NAME)
-        return NULL;
-    return is_loud(start, (size_t)(p - start)) ? NULL : stop;
+    name->end = p;
+    return p != name->start && p != end && *p == '"' && p - name->start <= MAX_NAME;
 }
 
 static PyObject *skim(PyObject *self, PyObject *const *args, Py_ssize_t count)
 {
     (void)self;
-    if (count != 2 || !PyBytes_Check(args[0])) {
+    if (count != 2) {
         PyErr_SetString(PyExc_TypeError, "skim(data: bytes, pos: int)");
         return NULL;
     }
-    Py_ssize_t pos = PyLong_AsSsize_t(args[1]);
-    if (pos == -1 && PyErr_Occurred())
+    Py_ssize_t pos = start_of(args);
+    if (pos < 0)
         return NULL;
     const char *base = PyBytes_AS_STRING(args[0]);
-    Py_ssize_t size = PyBytes_GET_SIZE(args[0]);
-    if (pos < 0 || pos > size) {
-        PyErr_SetString(PyExc_ValueError, "pos is outside of data");
-        return NULL;
-    }
-    const char *p = base + pos, *end = base + size, *next;
+    const char *p = base + pos, *end = base + PyBytes_GET_SIZE(args[0]);
+    struct span body, session_id, name;
     Py_ssize_t frames = 0;
-    while ((next = quiet_frame(p, end)) != NULL) {
-        p = next;
+    while (find_body(p, end, &body) && read_event(body.start, body.end, &session_id, &name) &&
+           !is_loud(name.start, (size_t)(name.end - name.start))) {
+        p = body.end;
         frames++;
     }
     return Py_BuildValue("nn", (Py_ssize_t)(p - base), frames);
+}
+
+static PyObject *text(const struct span *word)
+{
+    return PyUnicode_DecodeASCII(word->start, word->end - word->start, NULL);
+}
+
+/* Tell the kind of the body; steals nothing, gives new references. -1: unusual, or an exception. */
+static int look_at(const struct span *body, PyObject **key, PyObject **name, Py_ssize_t *tail)
+{
+    const char *p = body->start, *end = body->end;
+    struct span session_id, word;
+    *tail = 0;
+    if (SKIP(&p, end, ID)) {
+        if ((*key = read_id(&p, end)) == NULL)
+            return -1;
+        const char *behind = p;
+        if (SKIP(&p, end, ",\"result\"")) {
+            *name = Py_NewRef(result_name);
+            return RESPONSE;
+        }
+        if (SKIP(&p, end, ",\"error\"")) {
+            *name = Py_NewRef(error_name);
+            return RESPONSE;
+        }
+        if (!SKIP(&p, end, ",\"method\":\""))
+            return -1;
+        word.start = p;
+        while (p < end && (is_name_char((unsigned char)*p) || (*p >= 'A' && *p <= 'Z')))
+            p++;
+        word.end = p;
+        if (p == end || *p != '"' || (*name = text(&word)) == NULL)
+            return -1;
+        *tail = behind - body->start;
+        return REQUEST;
+    }
+    if (read_event(p, end, &session_id, &word)) {
+        *key = text(&session_id);
+        *name = text(&word);
+        return EVENT;
+    }
+    if (SKIP(&p, end, LIFECYCLE_PREFIX)) {
+        word.start = p;
+        while (p < end && is_name_char((unsigned char)*p))
+            p++;
+        word.end = p;
+        if (word.end - word.start > MAX_NAME || !SKIP(&p, end, LIFECYCLE_MIDDLE))
+            return -1;
+        session_id.start = p;
+        while (p < end && is_id_char((unsigned char)*p))
+            p++;
+        session_id.end = p;
+        if (p == end || *p != '"' || p - session_id.start > MAX_SESSION_ID)
+            return -1;
+        *key = text(&session_id);
+        *name = text(&word);
+        return LIFECYCLE;
+    }
+    return -1;
+}
+
+static PyObject *look(PyObject *self, PyObject *const *args, Py_ssize_t count)
+{
+    (void)self;
+    if (count != 3) {
+        PyErr_SetString(PyExc_TypeError, "look(data: bytes, pos: int, max_frame: int)");
+        return NULL;
+    }
+    Py_ssize_t pos = start_of(args);
+    if (pos < 0)
+        return NULL;
+    Py_ssize_t max_frame = PyLong_AsSsize_t(args[2]);
+    if (max_frame == -1 && PyErr_Occurred())
+        return NULL;
+    const char *base = PyBytes_AS_STRING(args[0]);
+    struct span body;
+    if (!find_body(base + pos, base + PyBytes_GET_SIZE(args[0]), &body) ||
+        body.end - body.start > max_frame)
+        Py_RETURN_NONE;
+    PyObject *key = NULL, *name = NULL;
+    Py_ssize_t tail;
+    int kind = look_at(&body, &key, &name, &tail);
+    if (kind < 0 || key == NULL || name == NULL) {
+        Py_XDECREF(key);
+        Py_XDECREF(name);
+        if (PyErr_Occurred())
+            return NULL;
+        Py_RETURN_NONE;
+    }
+    Py_ssize_t start = body.start - base;
+    return Py_BuildValue("iNNnnn", kind, key, name, tail ? start + tail : 0, start,
+                         (Py_ssize_t)(body.end - base));
 }
 
 static PyObject *set_loud(PyObject *self, PyObject *names)
@@ -126,6 +201,9 @@ static PyObject *set_loud(PyObject *self, PyObject *names)
 static PyMethodDef methods[] = {
     {"skim", (PyCFunction)(void (*)(void))skim, METH_FASTCALL,
      "skim(data, pos) -> (end, frames): pass over whole quiet event frames."},
+    {"look", (PyCFunction)(void (*)(void))look, METH_FASTCALL,
+     "look(data, pos, max_frame) -> (kind, key, name, tail, body, end) | None: tell what a frame "
+     "is."},
     {"set_loud", set_loud, METH_O, "set_loud(names): event types that stop skim()."},
     {NULL, NULL, 0, NULL},
 };
@@ -134,4 +212,11 @@ static struct PyModuleDef module = {
     PyModuleDef_HEAD_INIT, "_stream", NULL, -1, methods, NULL, NULL, NULL, NULL,
 };
 
-PyMODINIT_FUNC PyInit__stream(void) { return PyModule_Create(&module); }
+PyMODINIT_FUNC PyInit__stream(void)
+{
+    result_name = PyUnicode_InternFromString("result");
+    error_name = PyUnicode_InternFromString("error");
+    if (result_name == NULL || error_name == NULL)
+        return NULL;
+    return PyModule_Create(&module);
+}

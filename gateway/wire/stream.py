@@ -3,11 +3,11 @@
 A replica's stream is nearly all ``session.event`` notifications that concern nobody but the
 client. The CLI writes them in one fixed form (compact JSON, fixed key order), so that their
 session and type stand at the start of the body. :func:`skim` passes over runs of them, and
-:func:`peek` tells what any other frame is; a frame in an unknown form is parsed and still told
-right.
+:func:`look` tells what the frame behind a run is, if it has a usual form; :func:`peek` tells it
+of any frame, parsing what it has to.
 
-:func:`skim` has a twin in C (``_stream.c``), built where a compiler is at hand; both pass the same
-tests.
+:func:`skim` and :func:`look` have twins in C (``_stream.c``), built where a compiler is at hand;
+both forms pass the same tests.
 """
 
 from __future__ import annotations
@@ -47,6 +47,8 @@ LOUD_EVENTS = frozenset(
 )
 """Event types that change what the gateway knows of a turn; all others are only forwarded."""
 
+_PLAIN_HEADER = re.compile(rb"Content-Length: ([0-9]{1,9})\r\n\r\n")
+
 _QUIET_FRAME = re.compile(
     rb"Content-Length: ([0-9]{1,9})\r\n\r\n"
     + re.escape(EVENT_PREFIX)
@@ -78,15 +80,6 @@ skim: Callable[[bytes, int], tuple[int, int]] = skim_python
 Stops at the first frame that is incomplete, of another method, of a type in :data:`LOUD_EVENTS`,
 or in any form but the CLI's usual one.
 """
-
-try:
-    from gateway.wire import _stream  # type: ignore[attr-defined,unused-ignore]
-except ImportError:
-    ACCELERATED = False
-else:
-    _stream.set_loud(tuple(sorted(name.encode() for name in LOUD_EVENTS)))
-    skim = _stream.skim
-    ACCELERATED = True
 
 
 class Kind(enum.IntEnum):
@@ -169,6 +162,39 @@ def _peek(data: bytes, body: int, end: int) -> Peeked:
             if quote > 0 and b"\\" not in session_id:
                 return Peeked(Kind.LIFECYCLE, session_id.decode(), data[start:stop].decode(), 0)
     return _parse(data[body:end])
+
+
+Looked = tuple[int, Any, str, int, int, int]
+"""What :func:`look` found: the fields of :class:`Peeked`, then where the body starts and ends."""
+
+
+def look_python(data: bytes, pos: int, max_frame: int) -> Looked | None:
+    """Tell what the frame at ``pos`` is; the reference form of :func:`look`."""
+    match = _PLAIN_HEADER.match(data, pos)
+    if match is None:
+        return None
+    body = match.end()
+    end = body + int(match[1])
+    if end > len(data) or end - body > max_frame:
+        return None
+    return (*peek(data, body, end), body, end)
+
+
+look: Callable[[bytes, int, int], Looked | None] = look_python
+"""``look(data, pos, max_frame)``: tell what the frame at ``pos`` is if it is whole and usual.
+
+None stands for a frame that is incomplete, over ``max_frame`` bytes or not in the CLI's form.
+"""
+
+try:
+    from gateway.wire import _stream  # type: ignore[attr-defined,unused-ignore]
+except ImportError:
+    ACCELERATED = False
+else:
+    _stream.set_loud(tuple(sorted(name.encode() for name in LOUD_EVENTS)))
+    skim = _stream.skim
+    look = _stream.look
+    ACCELERATED = True
 
 
 _NOTHING = Peeked(Kind.UNKNOWN, None, "", 0)

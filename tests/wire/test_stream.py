@@ -40,6 +40,58 @@ def test_both_scanners_agree(data: bytes, pos: int) -> None:
     assert skim(data, pos) == skim_python(data, pos)
 
 
+@pytest.mark.skipif(not stream.ACCELERATED, reason="the C scanner was not built")
+@given(
+    st.one_of(captured, captured.flatmap(spoiled), mutated()),
+    st.integers(0, 40),
+    st.sampled_from([80, 1 << 20]),
+)
+@example(encode(b'{"jsonrpc":"2.0","id":-5,"result":{}}'), 0, 99)
+@example(encode(b'{"jsonrpc":"2.0","id":"a","method":"hooks.invoke"}'), 0, 99)
+@example(encode(b'{"jsonrpc":"2.0","id":1'), 0, 99)
+@example(encode(b'{"jsonrpc":"2.0","id":01,"result":{}}'), 0, 99)
+def test_what_the_c_form_recognises_the_python_form_sees_alike(
+    data: bytes, pos: int, limit: int
+) -> None:
+    pos = min(pos, len(data))
+    found = stream.look(data, pos, limit)
+    if found is not None:
+        assert found == stream.look_python(data, pos, limit)
+
+
+@pytest.mark.parametrize("form", [stream.look, stream.look_python])
+@pytest.mark.parametrize(
+    ("body", "kind", "key", "name"),
+    [
+        (b'{"jsonrpc":"2.0","id":12,"result":{}}', Kind.RESPONSE, 12, "result"),
+        (b'{"jsonrpc":"2.0","id":"a-1","error":{}}', Kind.RESPONSE, "a-1", "error"),
+        (b'{"jsonrpc":"2.0","id":3,"method":"x.y","params":{}}', Kind.REQUEST, 3, "x.y"),
+        (EVENT_PREFIX + b's","event":{"type":"session.idle"}}}', Kind.EVENT, "s", "session.idle"),
+        (
+            b'{"jsonrpc":"2.0","method":"session.lifecycle","params":{"type":"session.updated",'
+            b'"sessionId":"s"}}',
+            Kind.LIFECYCLE,
+            "s",
+            "session.updated",
+        ),
+    ],
+)
+def test_the_usual_forms_are_recognised_by_a_look(
+    form: Any, body: bytes, kind: Kind, key: Any, name: str
+) -> None:
+    data = b"junk" + encode(body)
+    found = form(data, 4, len(body))
+    start = len(data) - len(body)
+    assert found[:3] == (kind, key, name)
+    assert found[4:] == (start, len(data))
+    if kind is Kind.REQUEST:
+        assert with_id(data, start, len(data), found[3], 44) == encode(
+            body.replace(b'"id":3', b'"id":44')
+        )
+    assert form(data, 4, len(body) - 1) is None
+    assert form(data[:-1], 4, len(body)) is None
+
+
 @given(captured, st.binary(max_size=20))
 def test_skimming_passes_over_whole_quiet_events_only(data: bytes, rest: bytes) -> None:
     end, count = skim(data + rest, 0)
