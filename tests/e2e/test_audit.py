@@ -40,7 +40,7 @@ async def test_a_life_in_the_audit_log(fakes: Fleet, tmp_path: Path, workers: st
         await ann.request("runtime.shutdown")
     await ann.request("session.delete", {"sessionId": "s"})
     status, _ = await gateway.admin("/replicas/cli-1/drain", "POST")
-    assert status == 200
+    assert status == 202
     await gateway.stop()
 
     failed, good = records(path, "authentication")
