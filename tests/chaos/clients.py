@@ -121,6 +121,7 @@ class Application:
     def __init__(
         self,
         name: str,
+        first: int,
         ports: list[int],
         token: str,
         model_url: str,
@@ -129,6 +130,7 @@ class Application:
     ) -> None:
         self.name = name
         self.client: CopilotClient | None = None
+        self._port = ports[first % len(ports)]
         self._ports = ports
         self._token = token
         self._model_url = model_url
@@ -157,11 +159,10 @@ class Application:
         self._dropped.set()
 
     async def _run(self) -> None:
-        port = self._rng.choice(self._ports)
         while True:
             client = CopilotClient(
                 connection=RuntimeConnection.for_uri(
-                    f"127.0.0.1:{port}", connection_token=self._token
+                    f"127.0.0.1:{self._port}", connection_token=self._token
                 )
             )
             try:
@@ -178,7 +179,7 @@ class Application:
                 self.client = None
                 self._sessions.clear()
                 await client.force_stop()
-            port = self._rng.choice(self._ports)
+            self._port = self._rng.choice(self._ports)
 
     async def _serve(self, client: CopilotClient) -> None:
         """Offer a client to the conversations until its connection is lost."""

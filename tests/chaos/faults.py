@@ -89,6 +89,7 @@ class Chaos:
 
     async def _replica(self, replica: RealCli, fault: Fault) -> None:
         here = self._fleet.live_on(replica)
+        log.info("%s has %d sessions", replica.name, len(here))
         now = asyncio.get_running_loop().time()
         self.struck += [
             Struck(fault.kind, now, each.record)

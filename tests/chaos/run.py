@@ -130,8 +130,8 @@ class _Run:
         self._seen = Seen()
         clients = -(-options.sessions // SESSIONS_PER_CLIENT)
         guests = 1 if options.sessions >= GUEST_EVERY else 0
-        self._mains = [self._application(f"client-{number}") for number in range(clients)]
-        self._guests = [self._application(f"guest-{number}") for number in range(guests)]
+        self._mains = [self._application("client", number) for number in range(clients)]
+        self._guests = [self._application("guest", number + 1) for number in range(guests)]
         self._conversations = [
             Conversation(
                 f"chaos-{number}",
@@ -143,9 +143,11 @@ class _Run:
             for number in range(options.sessions)
         ]
 
-    def _application(self, name: str) -> Application:
+    def _application(self, kind: str, number: int) -> Application:
+        name = f"{kind}-{number}"
         return Application(
             name,
+            number,
             [front.port for front in self._fleet.fronts],
             self._fleet.token,
             self._fleet.model.base_url,
@@ -230,7 +232,7 @@ class _Run:
     async def _judge(self, records: Sequence[Record]) -> dict[str, Findings]:
         """Compare what was sent with what can be had now, and with the journals."""
         shown = calls_by_session(self._fleet.calls)
-        judge = self._application("judge")
+        judge = self._application("judge", 0)
         await judge.start()
         all_findings: dict[str, Findings] = {}
         try:

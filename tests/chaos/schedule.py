@@ -56,7 +56,7 @@ class _Track:
 
     Attributes:
         kinds: each comes up once before any comes up again.
-        targets: how many things may be struck.
+        targets: how many things may be struck; likewise.
         lasts: bounds in seconds.
         pause: bounds in seconds of the time between two.
     """
@@ -111,6 +111,7 @@ def plan(
 def _strike(rng: random.Random, track: _Track, seconds: float) -> Iterator[Fault]:
     now = 0.0
     bag: list[Kind] = []
+    victims: list[int] = []
     while True:
         now += rng.uniform(*track.pause)
         lasts = rng.uniform(*track.lasts)
@@ -118,5 +119,7 @@ def _strike(rng: random.Random, track: _Track, seconds: float) -> Iterator[Fault
             return
         if not bag:
             bag = rng.sample(track.kinds, len(track.kinds))
-        yield Fault(now, bag.pop(), rng.randrange(track.targets), lasts)
+        if not victims:
+            victims = rng.sample(range(track.targets), track.targets)
+        yield Fault(now, bag.pop(), victims.pop(), lasts)
         now += lasts
