@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from gateway.app.auditing import Audit, NoAudit, open_audit
+from gateway.app.caretaker import Caretaker
 from gateway.app.policies import check_policies, secrets_of
-from gateway.app.worker import Worker
+from gateway.app.worker import Worker, routes_freely
 from gateway.app.workers import LocalWorker, WorkerProcess
 from gateway.config.load import check, reloaded
 from gateway.config.settings import REPLICAS, SETTINGS, TABLES, Settings
@@ -36,9 +37,10 @@ from gateway.io.admin import (
 )
 from gateway.io.cli_binary import locate_cli
 from gateway.io.logs import configure
-from gateway.io.supervisor import RestartPolicy, Supervisor, SupervisorSettings
+from gateway.io.supervisor import LOOPBACK, RestartPolicy, Supervisor, SupervisorSettings
 from gateway.io.telemetry import merge_expositions
 from gateway.io.token_file import read_secret_file
+from gateway.routing.recycling import RecyclePolicy
 from gateway.types import ReplicaSpec, ReplicaState
 
 log = logging.getLogger("gateway")
@@ -67,6 +69,8 @@ class Gateway:
         self._stopping = asyncio.Event()
         self._draining = False
         self._audit: Audit = NoAudit()
+        self._caretaker: Caretaker | None = None
+        self._last_specs: dict[str, ReplicaSpec] = {}
         self._background: set[asyncio.Task[None]] = set()
 
     async def serve(self) -> int:
@@ -122,6 +126,10 @@ class Gateway:
             self._replicas_changed,
         )
         await self._supervisor.start()
+        self._caretaker = Caretaker(
+            self._supervisor, self.replicas, self._drain_everywhere, self._quiet
+        )
+        self._spawn(self._caretaker.watch(self._recycle_policy, self._recycle), "watch replicas")
 
     async def _start_workers(
         self, sockets: Sequence[socket.socket], audit: Audit, stats: Stats
@@ -248,8 +256,13 @@ class Gateway:
             for status in self._supervisor.replicas:
                 spec = running.get(status.name)
                 if spec is None:
-                    spec = ReplicaSpec(status.name, "127.0.0.1", status.port)
+                    # Where it was last: it may come back there, and its sessions wait for it.
+                    spec = self._last_specs.get(
+                        status.name, ReplicaSpec(status.name, LOOPBACK, status.port)
+                    )
                     gone.append(status.name)
+                else:
+                    self._last_specs[status.name] = spec
                 specs.append(spec)
                 restarts[status.name] = status.restarts
         self._spawn(self._send_replicas(specs, gone, restarts), "publish replicas")
@@ -306,14 +319,16 @@ class Gateway:
         for page in await self._ask_all("sessions", cursor, tenant, replica):
             for info in page:
                 known = merged.get(info.session)
-                if known is not None:
-                    info = dataclasses.replace(
+                merged[info.session] = (
+                    info
+                    if known is None
+                    else dataclasses.replace(
                         info,
                         live=known.live or info.live,
                         busy=known.busy or info.busy,
                         clients=known.clients + info.clients,
                     )
-                merged[info.session] = info
+                )
         ids = sorted(merged)[: limit + 1]
         more = len(ids) > limit
         return SessionPage([merged[one] for one in ids[:limit]], ids[limit - 1] if more else None)
@@ -321,28 +336,58 @@ class Gateway:
     async def drain(self, name: str) -> ReplicaInfo:
         """Place no new sessions on a replica."""
         await self._replica(name)
-        await self._ask_all("drain_replica", name, True)
+        await self._drain_everywhere(name, True)
         return await self._replica(name)
 
     async def undrain(self, name: str) -> ReplicaInfo:
         """Place sessions on a replica again."""
         await self._replica(name)
-        await self._ask_all("drain_replica", name, False)
+        await self._drain_everywhere(name, False)
         return await self._replica(name)
+
+    async def _drain_everywhere(self, name: str, draining: bool) -> None:
+        await self._ask_all("drain_replica", name, draining)
 
     async def recycle(self, name: str) -> ReplicaInfo:
         """Restart a supervised replica."""
         info = await self._replica(name)
         if self._supervisor is None or not info.supervised:
             raise ConflictError(f"{name} was not started by this gateway")
-        self._spawn(self._recycle(self._supervisor, name), f"recycle {name}")
+        self._recycle(name)
         return info
 
-    async def _recycle(self, supervisor: Supervisor, name: str) -> None:
-        try:
-            await supervisor.restart(name)
-        except (StartupError, KeyError) as error:
-            log.error("replica not restarted", extra={"replica": name, "reason": str(error)})
+    def _recycle(self, name: str) -> None:
+        """Begin to restart a supervised replica without a client noticing."""
+        assert self._caretaker is not None
+        self._spawn(
+            self._caretaker.recycle(
+                name, self._settings.spawn.binary, self._settings.drain.timeout
+            ),
+            f"recycle {name}",
+        )
+
+    async def _quiet(self, name: str) -> bool:
+        """Whether no turn and no request runs on a replica."""
+        info = await self._replica(name)
+        pages = await self._ask_all("sessions", None, None, name)
+        busy = any(session.busy for page in pages for session in page)
+        if self._moves_sessions and any(session.live for page in pages for session in page):
+            return False
+        return not busy and not info.in_flight
+
+    @property
+    def _moves_sessions(self) -> bool:
+        """Whether a draining replica's sessions go elsewhere."""
+        return routes_freely(self._settings) and len(self._all_replicas) > 1
+
+    @property
+    def _all_replicas(self) -> list[str]:
+        spawned = [one.name for one in self._supervisor.replicas] if self._supervisor else []
+        return [one.name for one in self._settings.replicas] + spawned
+
+    def _recycle_policy(self) -> RecyclePolicy:
+        spawn = self._settings.spawn
+        return RecyclePolicy(spawn.recycle_age, spawn.recycle_sessions, spawn.recycle_memory)
 
     async def _reload_on_signal(self) -> None:
         try:
@@ -386,6 +431,7 @@ def _merged(one: ReplicaInfo, other: ReplicaInfo) -> ReplicaInfo:
         links=one.links + other.links,
         sessions=one.sessions + other.sessions,
         in_flight=one.in_flight + other.in_flight,
+        served=one.served + other.served,
         ejections=max(one.ejections, other.ejections),
         drained=one.drained and other.drained,
     )

@@ -343,6 +343,7 @@ class WorkerControl:
                     ejections=stats.ejections,
                     restarts=stats.restarts,
                     probe_seconds=stats.probe_seconds,
+                    served=stats.served,
                     drained=replica.health.draining and not stats.sessions and not stats.in_flight,
                     reason=None if replica.health.accepts_new else replica.health.reason,
                 )

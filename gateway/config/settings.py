@@ -605,6 +605,24 @@ class SpawnSettings:
     restart_delay_max: float = setting(
         duration(0.01), 30.0, "Longest pause between two starts of a CLI."
     )
+    recycle_age: float = setting(
+        duration(0.0),
+        0.0,
+        "Age at which a CLI is drained and started anew, one at a time. 0: never.",
+        reloadable=True,
+    )
+    recycle_sessions: int = setting(
+        integer(0),
+        0,
+        "Sessions made live on a CLI after which it is started anew. 0: no limit.",
+        reloadable=True,
+    )
+    recycle_memory: int = setting(
+        size(0),
+        0,
+        "Resident memory at which a CLI is started anew. 0: no limit.",
+        reloadable=True,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -612,7 +630,17 @@ class RegistrySettings:
     """The store of session owners and placements, shared by workers and gateways."""
 
     url: str = setting(
-        url("sqlite", "redis", "rediss", "memory"),
+        url(
+            "sqlite",
+            "redis",
+            "rediss",
+            "unix",
+            "redis+sentinel",
+            "rediss+sentinel",
+            "redis+cluster",
+            "rediss+cluster",
+            "memory",
+        ),
         "",
         "Where the registry is. "
         "`sqlite:///absolute/path` for any number of workers on one machine; `redis://` or "

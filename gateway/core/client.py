@@ -20,6 +20,7 @@ import orjson
 from gateway import errors
 from gateway.core import answers
 from gateway.core.link import Link, LinkLostError
+from gateway.core.placer import no_lease
 from gateway.core.ports import Denied, Entry
 from gateway.core.recipe import after_call, changes_recipe
 from gateway.core.session import Binding, Request, Session, SessionNotFoundError
@@ -659,6 +660,9 @@ class Client:
     def _may_work(self, binding: Binding, request: Request) -> bool:
         """Whether the quotas let a session begin to work; a working one may go on."""
         session = binding.session
+        if not self._hub.placer.has_lease:
+            self.refuse(request, no_lease(self._hub.limits.retry_after))
+            return False
         if self._allowance is not None and session is not None and not session.turn.busy:
             refusal = self._allowance.start_turn()
             if refusal is not None:

@@ -326,6 +326,21 @@ class Placer:
             return
         self.marked(name, marks.get(name))
 
+    def idle(self, session: Session) -> None:
+        """Take the chance to move a session whose replica is being drained: its turn has ended."""
+        replica = self._hub.replicas.get(session.placement.replica)
+        if (
+            self.free
+            and replica is not None
+            and replica.health.draining
+            and replica.reachable
+            and session.moving is None
+            and session.live
+            and session.quiet
+        ):
+            session.moving = asyncio.get_running_loop().create_future()
+            self._hub.tasks.spawn(self._migrate(session, replica), f"move {session.id}")
+
     async def _evacuate(self, name: str) -> None:
         """Move a draining replica's sessions away, each when it is idle."""
         hub = self._hub
@@ -340,8 +355,7 @@ class Placer:
                         for one in hub.sessions.values()
                         if one.placement.replica == name and one.live and one.moving is None
                     ]:
-                        if session.quiet:
-                            await self._migrate(session, replica)
+                        self.idle(session)
                 await asyncio.sleep(_DRAIN_PAUSE)
         finally:
             self._drains.pop(name, None)
@@ -349,7 +363,8 @@ class Placer:
     async def _migrate(self, session: Session, replica: Replica) -> None:
         """Close an idle session on one replica and let its clients find it on another."""
         hub = self._hub
-        session.moving = asyncio.get_running_loop().create_future()
+        moving = session.moving
+        assert moving is not None
         try:
             for binding in list(session.bindings):
                 binding.move_away()
@@ -372,8 +387,8 @@ class Placer:
                 "session not moved yet", extra={"session": session.id, "reason": str(error)}
             )
         finally:
-            session.moving.set_result(None)
             session.moving = None
+            moving.set_result(None)
 
     async def _alone(self, session: Session) -> bool:
         """Wait shortly for the other holders of an idle session to let go of it too."""

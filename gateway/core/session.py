@@ -627,6 +627,7 @@ class Binding:
             session.turn.event(name, body)
             if name == "session.idle":
                 session.stored = True
+                self._hub.tasks.call_later(0, self._hub.placer.idle, session)
             if self.client.closed and name in ("session.idle", "session.resume"):
                 # The turn is over, or somebody has come back for it.
                 self._hub.tasks.call_later(0, self.let_go)

@@ -218,6 +218,7 @@ class ReplicaStats:
         state: its present state.
         links: connections open to it.
         sessions: sessions live on it for clients of this worker.
+        served: sessions made live on it by clients of this worker.
         in_flight: requests sent to it and not yet answered.
         ejections: times it was taken out after failures.
         restarts: times the supervisor started it again.
@@ -230,6 +231,7 @@ class ReplicaStats:
         "links",
         "probe_seconds",
         "restarts",
+        "served",
         "sessions",
         "state",
     )
@@ -238,6 +240,7 @@ class ReplicaStats:
         self.state = ReplicaState.STARTING
         self.links = 0
         self.sessions = 0
+        self.served = 0
         self.in_flight = 0
         self.ejections = 0
         self.restarts = 0

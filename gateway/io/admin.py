@@ -142,6 +142,7 @@ class ReplicaInfo:
         ejections: times it was taken out after failures.
         restarts: times it was started again.
         probe_seconds: duration of the last successful health probe.
+        served: sessions made live on it since this gateway started.
         drained: it is draining and nothing is left on it; it can be stopped.
         reason: why it is in this state, if that is not obvious.
     """
@@ -159,6 +160,7 @@ class ReplicaInfo:
     ejections: int = 0
     restarts: int = 0
     probe_seconds: float | None = None
+    served: int = 0
     drained: bool = False
     reason: str | None = None
 
