@@ -72,6 +72,12 @@ def routes_freely(settings: Settings) -> bool:
     return mode == "free" or (mode == "auto" and settings.storage.mode == "shared")
 
 
+def examines_storage(settings: Settings) -> bool:
+    """Whether what is believed of the storage is compared with what replicas say."""
+    undecided = settings.routing.mode == "auto" and settings.storage.mode == "auto"
+    return undecided or routes_freely(settings)
+
+
 def flow_of(settings: Settings) -> Flow:
     """Return the options of connections."""
     flow = settings.flow
@@ -150,6 +156,7 @@ class Worker:
             free=routes_freely(settings),
             gateway_id=secrets.token_hex(8),
             slow_start=settings.routing.slow_start,
+            examines_storage=examines_storage(settings),
             param_rules=param_rules(settings),
             quotas=Quotas(time.monotonic, tenant_rules(settings)),
             serves=serves(settings),

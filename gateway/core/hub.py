@@ -126,6 +126,7 @@ class Hub:
         free: bool = False,
         gateway_id: str | None = None,
         slow_start: float = 0.0,
+        examines_storage: bool = False,
         param_rules: Sequence[ParamRule] = (),
         quotas: Quotas | None = None,
         serves: Serves | None = None,
@@ -146,7 +147,13 @@ class Hub:
         self._adopt = adopt
         self.recovers_turns = recovers_turns
         self.durable = durable
-        self.placer = Placer(self, gateway_id, free=free, slow_start=slow_start)
+        self.placer = Placer(
+            self,
+            gateway_id,
+            free=free,
+            slow_start=slow_start,
+            examines_storage=examines_storage,
+        )
         self._serves = serves
         self.param_rules = tuple(param_rules)
         self.quotas = quotas if quotas is not None else Quotas(clock)

@@ -37,6 +37,12 @@ _RELEASE_DELAY = 0.05
 _DRAIN_PAUSE = 0.1
 """Seconds between two looks at the sessions of a draining replica."""
 
+_JOURNAL_DELAY = 1.0
+"""Seconds after a turn by which it is certainly in the journal."""
+
+_EXAMINE_EVERY = 60.0
+"""Seconds between two looks at whether storage is shared; replicas may be added."""
+
 _HANDS_OFF = 2.0
 """Seconds for which an idle session is let go of so that the last of its holders can move it."""
 
@@ -48,17 +54,28 @@ class Placer:
         gateway_id: this worker's name in the registry; None where it is the registry's only user
             and need not hold anything.
         free: sessions may live on any replica, because all see the same storage.
+        examines_storage: ``free`` is found out, or checked, while running.
         lease_until: until when (``Hub.now``) the registry counts this worker as alive.
         incarnations: of replicas, as last heard.
     """
 
-    def __init__(self, hub: Hub, gateway_id: str | None, *, free: bool, slow_start: float) -> None:
+    def __init__(
+        self,
+        hub: Hub,
+        gateway_id: str | None,
+        *,
+        free: bool,
+        slow_start: float,
+        examines_storage: bool,
+    ) -> None:
         self._hub = hub
         self._slow_start = slow_start
+        self._examine_at = 0.0
         self._releasing: set[str] = set()
         self._drains: dict[str, bool] = {}
         self.gateway_id = gateway_id
         self.free = free
+        self.examines_storage = examines_storage
         self.lease_until = float("inf")
         self.incarnations: dict[str, int] = {}
 
@@ -100,6 +117,51 @@ class Placer:
             random.randrange,
             self._slow_start,
         )
+
+    # Finding out about storage
+
+    def stored(self, session: Session) -> None:
+        """Use a session that has just had a turn to find out whether storage is shared."""
+        hub = self._hub
+        now = hub.now()
+        if self.examines_storage and now >= self._examine_at and len(hub.replicas) > 1:
+            self._examine_at = now + _EXAMINE_EVERY
+            hub.tasks.call_later(_JOURNAL_DELAY, self._examine, session)
+
+    def _examine(self, session: Session) -> None:
+        self._hub.tasks.spawn(self._compare(session), "examine storage")
+
+    async def _compare(self, session: Session) -> None:
+        """Ask another replica for a session that it never served.
+
+        One that knows it proves that storage is shared; one that does not, though the session's own
+        replica has it on disk, proves the contrary. What the operator said does not matter then.
+        """
+        hub = self._hub
+        own = hub.replicas.get(session.placement.replica)
+        other = next(
+            (r for r in hub.replicas.values() if r is not own and r.reachable and r.control), None
+        )
+        if own is None or other is None:
+            return
+        asked = {"sessionId": session.id}
+        try:
+            here = await hub.ask(own, "sessions.getMetadata", asked)
+            there = await hub.ask(other, "sessions.getMetadata", asked)
+        except (RpcError, LinkLostError):
+            return
+        if type(here) is not dict or not here.get("session") or session.placement.epoch > 1:
+            return
+        shared = type(there) is dict and bool(there.get("session"))
+        if shared and not self.free:
+            hub.log.info("replicas share their storage: sessions are routed freely from now on")
+            self.free = True
+        elif not shared and self.free:
+            hub.log.error(
+                "replicas do not share their storage, though it was said: sessions are sticky now",
+                extra={"session": session.id, "knows_it": own.name, "does_not": other.name},
+            )
+            self.free = False
 
     # Holding
 
