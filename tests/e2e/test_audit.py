@@ -27,7 +27,7 @@ async def test_a_life_in_the_audit_log(fakes: Fleet, tmp_path: Path, workers: st
     config = f'[audit]\npath = "{path}"\n[auth]\ntoken_poll = "50ms"\n'
     gateway = await fakes.process("--workers", workers, config=config, admin=True)
     token = gateway.add_token("acme", "ann")
-    await gateway.said("tokens=1")
+    await eventually(lambda: gateway.text.count("tokens=1") == int(workers))
 
     stranger = await fakes.bare(gateway)
     with pytest.raises(RpcFault):
@@ -38,6 +38,7 @@ async def test_a_life_in_the_audit_log(fakes: Fleet, tmp_path: Path, workers: st
     await ann.request("session.resume", fakes.params("s"))
     with pytest.raises(RpcFault):
         await ann.request("runtime.shutdown")
+    await ann.request("sessions.save", {"sessionId": "s"})
     await ann.request("session.delete", {"sessionId": "s"})
     status, _ = await gateway.admin("/replicas/cli-1/drain", "POST")
     assert status == 202

@@ -89,7 +89,7 @@ async def test_every_kind_of_listener_at_once(make_fleet: MakeFleet, tmp_path: P
                 await client.request("session.resume", fleet.params("of-the-lab"))
 
         token = gateway.add_token("acme", "ann")
-        await gateway.said("tokens=1")
+        await eventually(lambda: gateway.text.count("tokens=1") == 2)
         async with await dial(balancer, client_context(ca.path), HEADER) as client:
             await client.request("connect", {"token": token})
             # The same user by another door: her session is hers here, too.
