@@ -72,7 +72,7 @@ def commands(text: str) -> Iterator[list[str]]:
     blocks.append("\n".join(re.findall(r"^    (.*)$", _FENCE.sub("", text), re.MULTILINE)))
     for block in blocks:
         for line in re.sub(r"\\\n", " ", block).splitlines():
-            start = re.match(r"\s*(?:exec )?copilot-gateway\s", line)
+            start = re.match(r"\s*(?:\$ )?(?:exec )?copilot-gateway\s", line)
             if start is None:
                 continue
             lexer = shlex.shlex(line[start.end() :], posix=True, punctuation_chars=True)
