@@ -117,7 +117,7 @@ class Chaos:
         await gateways[0].ask("POST", f"/replicas/{replica.name}/drain")
         try:
             async with asyncio.timeout(DRAIN_BOUND):
-                while not await self._drained(replica):  # noqa: ASYNC110 - other processes
+                while not await self._drained(replica):
                     await asyncio.sleep(0.2)
         except TimeoutError:
             self.drains_overdue += 1
