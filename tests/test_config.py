@@ -57,9 +57,11 @@ def test_every_setting_has_the_environment_variable_that_its_name_says():
     for name, one in SETTINGS.items():
         section, _, key = name.rpartition(".")
         assert one.section == section and one.key == key
-        if name != "auth.static_token":
+        if name not in ("auth.static_token", "discovery.token"):
             assert one.variable == ENV_PREFIX + name.upper().replace(".", "_")
     assert SETTINGS["auth.static_token"].variable == "COPILOT_GATEWAY_TOKEN"
+    # One token for all replicas that run elsewhere, listed or found.
+    assert SETTINGS["discovery.token"].variable == "COPILOT_GATEWAY_REPLICA_TOKEN"
 
 
 @pytest.mark.parametrize("name", SETTINGS)

@@ -12,7 +12,7 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from gateway.app.workers import LocalWorker, WorkerProcess
 from gateway.config.load import check, reloaded
 from gateway.config.settings import REPLICAS, SETTINGS, TABLES, Settings
 from gateway.core.stats import Stats
-from gateway.errors import EXIT_FAILURE, EXIT_OK, StartupError
+from gateway.errors import EXIT_FAILURE, EXIT_OK, ConfigError, StartupError
 from gateway.io.admin import (
     AdminServer,
     ConflictError,
@@ -36,10 +36,12 @@ from gateway.io.admin import (
     build_admin_app,
 )
 from gateway.io.cli_binary import locate_cli
+from gateway.io.discovery import Discovery
 from gateway.io.logs import configure
 from gateway.io.supervisor import LOOPBACK, RestartPolicy, Supervisor, SupervisorSettings
 from gateway.io.telemetry import merge_expositions
 from gateway.io.token_file import read_secret_file
+from gateway.routing.discovery import parse_source
 from gateway.routing.recycling import RecyclePolicy
 from gateway.types import ReplicaSpec, ReplicaState
 
@@ -71,6 +73,7 @@ class Gateway:
         self._audit: Audit = NoAudit()
         self._caretaker: Caretaker | None = None
         self._last_specs: dict[str, ReplicaSpec] = {}
+        self._discovery = _discovery(settings, self._replicas_changed)
         self._background: set[asyncio.Task[None]] = set()
 
     async def serve(self) -> int:
@@ -90,6 +93,8 @@ class Gateway:
             await self._start_replicas()
             await self._start_workers(sockets, audit, stats)
             self._publish()
+            if self._discovery is not None:
+                await self._discovery.start()
             await self._start_admin(audit)
             for sock in sockets:
                 # SDKs that start a server look for this form.
@@ -210,6 +215,8 @@ class Gateway:
         if self._admin is not None:
             await self._admin.close()
         await asyncio.gather(*(worker.close(_STOP_MARGIN) for worker in self._workers))
+        if self._discovery is not None:
+            await self._discovery.stop()
         if self._supervisor is not None:
             await self._supervisor.stop()
         for task in self._background:
@@ -249,6 +256,9 @@ class Gateway:
             ReplicaSpec(one.name, one.address.host, one.address.port, _replica_token(one))
             for one in self._settings.replicas
         ]
+        if self._discovery is not None:
+            listed = {spec.name for spec in specs}
+            specs += [spec for spec in self._discovery.replicas if spec.name not in listed]
         gone: list[str] = []
         restarts: dict[str, int] = {}
         if self._supervisor is not None:
@@ -434,6 +444,30 @@ def _merged(one: ReplicaInfo, other: ReplicaInfo) -> ReplicaInfo:
         served=one.served + other.served,
         ejections=max(one.ejections, other.ejections),
         drained=one.drained and other.drained,
+    )
+
+
+def _discovery(
+    settings: Settings, on_change: Callable[[Sequence[ReplicaSpec]], None]
+) -> Discovery | None:
+    """Return what finds replicas, if any are to be found.
+
+    Raises:
+        ConfigError: a source is not one.
+    """
+    found = settings.discovery
+    if not found.sources:
+        return None
+    try:
+        sources = [parse_source(source) for source in found.sources]
+    except ValueError as error:
+        raise ConfigError(f"discovery.sources: {error}") from None
+    return Discovery(
+        sources,
+        on_change,
+        token=found.token or None,
+        interval=found.interval,
+        grace=found.grace,
     )
 
 

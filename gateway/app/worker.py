@@ -17,6 +17,7 @@ from gateway.app.policies import (
     listener_plan,
     method_policy,
     param_rules,
+    secrets_of,
     serves,
     tenant_rules,
 )
@@ -32,6 +33,7 @@ from gateway.io.authenticator import EVERYBODY, NoAuthenticator, TokenAuthentica
 from gateway.io.connections import Flow, ReplicaDialer
 from gateway.io.lease import Lease
 from gateway.io.listeners import Listener, ListenerPlan
+from gateway.io.logs import configure
 from gateway.io.prober import Prober
 from gateway.io.registry import open_registry
 from gateway.io.sockets import Keepalive
@@ -243,6 +245,7 @@ class Worker:
         self._flow = self._dialer.flow = flow_of(settings)
         self.hub.limits = limits_of(settings)
         self.hub.change_rules(methods, params, tenant_rules(settings))
+        configure(settings.log, secrets_of(settings))
         self._tokens.reload()
         self._reload_certificates()
         self._audit.reopen()

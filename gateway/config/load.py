@@ -135,7 +135,7 @@ def check(settings: Settings) -> None:
     Raises:
         ConfigError: the first such contradiction.
     """
-    if not settings.replicas and not settings.spawn.count:
+    if not (settings.replicas or settings.spawn.count or settings.discovery.sources):
         raise ConfigError(
             "no replicas: start some with --spawn N (spawn.count) "
             "or name some with --replica HOST:PORT ([[replicas]])"

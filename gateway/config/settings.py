@@ -626,6 +626,34 @@ class SpawnSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class DiscoverySettings:
+    """Replicas that are found rather than listed; changes apply while running."""
+
+    sources: tuple[str, ...] = setting(
+        listing("URL", str, str, ","),
+        (),
+        "Where replicas are found: `file:///path` (a list, read again when it changes), "
+        "`dns://host:port` (each address is a replica), `srv://_copilot._tcp.service` (each "
+        "target is one, under a stable name).",
+        flag="--discover",
+    )
+    interval: float = setting(
+        duration(0.1), 30.0, "Time between two looks at a name server; a shorter TTL is kept."
+    )
+    grace: float = setting(
+        duration(0.0), 30.0, "How long a replica stays after a name server no longer names it."
+    )
+    token: str = setting(
+        secret(),
+        "",
+        "Connection token of the replicas that are found.",
+        variable=REPLICA_TOKEN_VARIABLE,
+        private=True,
+        in_file=False,
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class RegistrySettings:
     """The store of session owners and placements, shared by workers and gateways."""
 
@@ -926,6 +954,7 @@ SECTIONS: dict[str, type] = {
     "routing": RoutingSettings,
     "storage": StorageSettings,
     "spawn": SpawnSettings,
+    "discovery": DiscoverySettings,
     "registry": RegistrySettings,
     "limits": LimitsSettings,
     "flow": FlowSettings,
@@ -1013,6 +1042,7 @@ user_limits = { messages_per_second = 50.0, bytes_per_second = "4MiB" }""",
     storage: StorageSettings = field(default_factory=StorageSettings)
     replicas: tuple[ReplicaSettings, ...] = ()
     spawn: SpawnSettings = field(default_factory=SpawnSettings)
+    discovery: DiscoverySettings = field(default_factory=DiscoverySettings)
     registry: RegistrySettings = field(default_factory=RegistrySettings)
     limits: LimitsSettings = field(default_factory=LimitsSettings)
     flow: FlowSettings = field(default_factory=FlowSettings)

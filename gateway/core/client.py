@@ -283,6 +283,11 @@ class Client:
         """Whether the client has begun a frame that it has not ended."""
         return len(self._buffer) > 0
 
+    def count(self, frames: int) -> None:
+        """Count messages received for the client's tenant."""
+        if self._tenant_stats is not None:
+            self._tenant_stats.requests += frames
+
     def feed(self, data: bytes) -> None:
         """Take a chunk of the client's stream."""
         stats = self._hub.stats

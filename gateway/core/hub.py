@@ -447,6 +447,14 @@ class Hub:
             placement = await self.claim(client, session_id, holder)
         self._learned(placement)
         if not client.sees(placement.owner):
+            # The client cannot tell this from a session that does not exist; the operator can.
+            self.audit.record(
+                "denied",
+                **client.who(),
+                session=session_id,
+                outcome="denied",
+                reason="session of another owner",
+            )
             raise SessionNotFoundError(session_id)
         return placement
 

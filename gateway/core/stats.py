@@ -252,7 +252,7 @@ class TenantStats:
 
     Attributes:
         clients: authenticated clients connected now.
-        requests: requests received.
+        requests: messages received.
         limited: requests and connections refused by a quota.
     """
 

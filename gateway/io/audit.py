@@ -130,8 +130,9 @@ class AuditLog:
 
         Args:
             event: ``authentication``, ``session.create``, ``session.resume``, ``session.delete``,
-                ``session.fork``, ``denied`` (a method), ``host-change`` (a method that changes
-                what all sessions of a replica see) or ``admin.<action>``.
+                ``session.fork``, ``session.send`` (to a shared session), ``denied`` (a method, a
+                param, or a session of somebody else), ``host-change`` (a method that changes what
+                all sessions of a replica see) or ``admin.<action>``.
             fields: any of :data:`FIELDS`, or ``identity``, an
                 :class:`~gateway.types.Identity` that stands for tenant, user, role and source.
                 Fields that are None are left out.

@@ -101,6 +101,7 @@ class ClientProtocol(asyncio.Protocol):
         frames = stats.frames_from_client - before
         if frames:
             stats.time_to_replica.observe(time.perf_counter() - started, frames)
+            client.count(frames)
         if self._sock is not None and client.mid_frame and not client.closed:
             acknowledge(self._sock)
 

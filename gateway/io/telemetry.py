@@ -333,7 +333,7 @@ METRICS: Final = (
     Metric(
         "tenant_requests",
         Kind.COUNTER,
-        "Requests received from a tenant.",
+        "Messages received from a tenant.",
         _tenants("requests"),
         labels=("tenant",),
     ),
