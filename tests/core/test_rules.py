@@ -255,6 +255,17 @@ async def test_an_id_anywhere_must_be_the_callers(stage: Stage, session: str) ->
     await boss.hears_result()
 
 
+async def test_who_reaches_for_a_session_of_somebody_else_is_recorded(stage: Stage) -> None:
+    await stage.recorded("theirs", "mallory")
+    alice = await stage.client("alice")
+    for session in ("theirs", "nobodys"):
+        alice.asks("session.resume", sessionId=session)
+        assert session in (await alice.hears_error())["message"]
+    (record,) = stage.audited("denied")
+    assert (record["user"], record["session"]) == ("alice", "theirs")
+    assert record["reason"] == "session of another owner"
+
+
 # --- shared sessions ------------------------------------------------------------------------------
 
 

@@ -123,3 +123,17 @@ async def test_a_rate_is_held_and_the_other_tenant_does_not_notice(fakes: Fleet)
     assert counts["ok"] <= 100 + 100 * (elapsed + 1)
     # The machine is shared: what counts is that it is no queue of thousands of messages.
     assert busy < quiet + 0.1
+
+
+async def test_what_a_tenant_uses_and_is_refused_is_counted(fakes: Fleet) -> None:
+    gateway = await fakes.process(config=CONFIG, admin=True)
+    (ann,) = await tokens(gateway, ("acme", "ann"))
+    client = await fakes.client(gateway, ann)
+    for _ in range(5):
+        await client.request("ping")
+    for _ in range(2):
+        await client.request("session.create", fakes.params())
+    assert await refused(client, "session.create", dict(fakes.params())) == "tenant.sessions"
+    _, page = await gateway.admin("/metrics")
+    assert 'copilot_gateway_tenant_limited_total{tenant="acme"} 1' in page
+    assert 'copilot_gateway_tenant_requests_total{tenant="acme"} 9' in page
