@@ -163,12 +163,13 @@ def test_a_reader_that_leaves_early_is_no_traceback():
     assert (done.returncode, done.stderr) == (EXIT_FAILURE, b"")
 
 
-def test_small_commands_do_not_load_the_server():
+def test_small_commands_do_not_load_the_server(tmp_path):
     script = (
-        "import sys; from gateway.cli.main import main; main(['check', '--spawn', '1']); "
+        "import sys; from gateway.cli.main import main; "
+        f"main(['token', 'list', '--token-file', {str(tmp_path / 'tokens.json')!r}]); "
         "print([m for m in ('aiohttp', 'redis', 'opentelemetry', 'uvloop') if m in sys.modules])"
     )
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True
     )
-    assert done.stdout == "configuration ok\n[]\n"
+    assert done.stdout.splitlines()[-1] == "[]"
