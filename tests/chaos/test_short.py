@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,9 @@ LONGEST = 240.0
 # The SDK leaves sockets and coroutines to the garbage collector when a connection breaks.
 @pytest.mark.filterwarnings("default::ResourceWarning", "default::RuntimeWarning")
 @pytest.mark.filterwarnings("default::pytest.PytestUnraisableExceptionWarning")
-async def test_no_conversation_suffers(tmp_path: Path) -> None:
+async def test_no_conversation_suffers(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.CRITICAL, "copilot")  # it logs every broken connection at length
+    caplog.set_level(logging.INFO, "tests.chaos")
     async with asyncio.timeout(LONGEST):
         result = await run(Options(seconds=50.0, sessions=12, seed=1, keep=tmp_path))
     shown = "\n".join([table([result]), *complaints(result)])
