@@ -59,9 +59,10 @@ async def test_connections_sessions_and_turns(fakes: Fleet) -> None:
     await first.request("session.detach", {"sessionId": "a"})
     await second.request("session.create", fakes.params("c"))
 
-    await send(second, "c", "stream 200 x")
+    await send(second, "c", "[[gate g]] hi")
     prompt = {"sessionId": "b", "prompt": "hi"}
     assert await refused(bobs, "session.send", dict(prompt)) == "tenant.turns"
+    await fakes.model.release("g")
     await second.wait_event("c", "session.idle")
     assert await run_turn(bobs, "b", "hi")
 
