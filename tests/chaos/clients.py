@@ -69,7 +69,10 @@ def describe(error: BaseException) -> str:
     text = str(error)
     if text.startswith("Session error"):
         return "session.error"
-    if any(words in text for words in ("closed before", "exited", "disconnected", "not connected")):
+    if any(
+        words in text
+        for words in ("closed before", "exited", "ended", "disconnected", "not connected")
+    ):
         return "connection lost"
     return type(error).__name__
 
