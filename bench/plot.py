@@ -18,7 +18,7 @@ from bench.scenarios import SWEEPS, Sweep
 from bench.stats import Summary, figures, summarize
 from bench.targets import TARGETS
 
-_COLOURS = ("#7f7f7f", "#4c78a8", "#54a24b", "#e45756", "#f58518", "#b279a2")
+_COLOURS = ("#7f7f7f", "#4c78a8", "#54a24b", "#e45756", "#f58518", "#b279a2", "#9d755d", "#72b7b2")
 _FONT = 'font-family="system-ui, sans-serif" font-size="12"'
 _LABEL_WIDTH = 410
 _BAR_WIDTH = 380

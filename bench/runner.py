@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from bench import machine
+from bench.certificate import Certificate
 from bench.metrics import Round
-from bench.native import program
+from bench.native import program, speaks_tls
 from bench.process import Process, placed
 from bench.results import BenchError, Measured, Result, ScenarioResult
 from bench.scenarios import Scenario
@@ -47,12 +48,17 @@ class Settings:
     warmup: float = 0.5
     pinned: bool = True
 
-    def cores(self) -> tuple[tuple[int, ...] | None, tuple[int, ...] | None]:
-        """The cores of the proxy, and those of load generator and replicas."""
+    def cores(self, wanted: int = 1) -> tuple[tuple[int, ...] | None, tuple[int, ...] | None]:
+        """The cores of the proxy, and those of load generator and replicas.
+
+        Args:
+            wanted: How many the proxy can use. It gets them where the machine has twice as many.
+        """
         available = sorted(os.sched_getaffinity(0))
         if not self.pinned or len(available) < 2:
             return None, None
-        return tuple(available[-1:]), tuple(available[:-1])
+        given = wanted if len(available) >= 2 * wanted else 1
+        return tuple(available[-given:]), tuple(available[:-given])
 
 
 def run(scenarios: Sequence[Scenario], targets: Sequence[str], settings: Settings) -> Result:
@@ -75,6 +81,9 @@ def run(scenarios: Sequence[Scenario], targets: Sequence[str], settings: Setting
     )
     usable = _usable(targets)
     for scenario in scenarios:
+        if scenario.tls and not speaks_tls():
+            _progress(f"left out: {scenario.title}: needs OpenSSL (Debian: apt install libssl-dev)")
+            continue
         chosen = [target for target in usable if target.name in scenario.targets]
         measured = {target.name: Measured() for target in chosen}
         result.scenarios.append(
@@ -100,7 +109,7 @@ def measure(scenario: Scenario, target: Target, settings: Settings) -> Round:
     Raises:
         BenchError: Something did not start, or not every message was answered as expected.
     """
-    proxy_cores, load_cores = settings.cores()
+    proxy_cores, load_cores = settings.cores(target.cores)
     with (
         ExitStack() as stack,
         tempfile.TemporaryDirectory(prefix="copilot-gateway-bench-") as directory,
@@ -124,7 +133,9 @@ def measure(scenario: Scenario, target: Target, settings: Settings) -> Round:
             replica_token,
             secrets.token_hex(16),
             proxy_cores,
+            load_cores,
             here,
+            Certificate.make(here) if scenario.tls else None,
         )
         deployed = stack.enter_context(target.deploy(fleet))
         return _load(scenario, deployed, replicas, settings, load_cores)

@@ -30,6 +30,7 @@ class Scenario:
         event_bytes: Size of an event's JSON body.
         per_write: Events that the replica writes at once; 0 writes a whole burst.
         slow: How many of the connections read slowly; latency is that of the others.
+        tls: Whether clients speak TLS with the proxy, which speaks plainly with the replicas.
         targets: Names of the targets it is meant for.
     """
 
@@ -44,6 +45,7 @@ class Scenario:
     event_bytes: int = 350
     per_write: int = 0
     slow: int = 0
+    tls: bool = False
     targets: tuple[str, ...] = PLAIN
 
     def parameters(self) -> dict[str, Any]:
@@ -56,6 +58,7 @@ class Scenario:
     def arguments(self) -> list[str]:
         """The load generator's arguments for it."""
         return [
+            *(["--tls"] if self.tls else []),
             f"--work={self.work}",
             f"--connections={self.connections}",
             f"--sessions={self.sessions}",
@@ -103,10 +106,18 @@ def _connections(count: int) -> str:
     return "1 connection" if count == 1 else f"{count} connections"
 
 
-_ALL_GATEWAYS = (*PLAIN, "gateway-2-workers", "gateway-admin")
+_ALL_GATEWAYS = (
+    *PLAIN,
+    "gateway-2-workers",
+    "gateway-admin",
+    "gateway-scraped",
+    "gateway-connector",
+)
+_REGISTRIES = (*PLAIN, "gateway-memory", "gateway-redis")
+_PROXIES = tuple(name for name in PLAIN if name != "direct")
 
 SCENARIOS: tuple[Scenario, ...] = (
-    _request(1),
+    _request(1, (*PLAIN, "gateway-connector")),
     _request(32, _ALL_GATEWAYS),
     _request(256),
     _stream(1),
@@ -138,7 +149,38 @@ SCENARIOS: tuple[Scenario, ...] = (
         event_bytes=2048 * KIB,
     ),
     Scenario("connect", "connect and authenticate, 32 at a time", "connect", connections=32),
-    Scenario("create", "create sessions, 8 connections", "create", connections=8),
+    Scenario(
+        "create",
+        "create sessions, 8 connections",
+        "create",
+        connections=8,
+        targets=_REGISTRIES,
+    ),
+    Scenario(
+        "connect-tls",
+        "connect and authenticate over TLS, 32 at a time",
+        "connect",
+        connections=32,
+        tls=True,
+        targets=("haproxy", "gateway"),
+    ),
+    Scenario(
+        "request-32-tls",
+        "request/response over TLS, 32 connections",
+        "request",
+        connections=32,
+        tls=True,
+        targets=_PROXIES,
+    ),
+    Scenario(
+        "stream-32-tls",
+        "bursts of 100 events of 350 B over TLS, 32 connections",
+        "stream",
+        connections=32,
+        events=100,
+        tls=True,
+        targets=_PROXIES,
+    ),
     Scenario(
         "sessions-10",
         "1 connection, 10 sessions, 8 replicas",

@@ -116,7 +116,7 @@ def _measure(result: Result, binary: Path, clients: Clients, stack: ExitStack, h
         )
     )
     address = f"127.0.0.1:{replica.port}"
-    fleet = Fleet((address,), cli_token, secrets.token_hex(16), None, here)
+    fleet = Fleet((address,), cli_token, secrets.token_hex(16), None, None, here)
     gateway = stack.enter_context(start_gateway(fleet))
     sides = {
         "direct": (address, cli_token),

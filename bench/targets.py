@@ -5,15 +5,19 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import threading
+import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench.certificate import Certificate
 from bench.process import Process, free_port
 from bench.results import BenchError
 
 READY_LINE = r"copilot-gateway listening on port (\d+)\n"
+CONNECTOR_READY_LINE = r"copilot-gateway connect listening on port (\d+)\n"
 
 MAX_CONNECTIONS = 8000
 """Of each proxy: above the largest scenario, and within 20,000 descriptors at two each."""
@@ -28,7 +32,7 @@ defaults
     timeout client 1h
     timeout server 1h
 listen replicas
-    bind 127.0.0.1:{port} maxconn {maximum}
+    bind 127.0.0.1:{port} maxconn {maximum}{tls}
     balance roundrobin
 {servers}
 """
@@ -46,12 +50,21 @@ stream {{
 {servers}
     }}
     server {{
-        listen 127.0.0.1:{port} backlog=4096;
+        listen 127.0.0.1:{port}{tls} backlog=4096;{certificate}
         proxy_pass replicas;
         proxy_timeout 1h;
     }}
 }}
 """
+
+_TLS_LISTENER = """\
+[[listeners]]
+address = "127.0.0.1:0"
+tls = {{ certificate = "{certificate}", key = "{key}" }}
+"""
+
+SCRAPE_SECONDS = 1.0
+"""Between two readings of the metrics; Prometheus takes fifteen by default."""
 
 _NGINX_MODULES = (Path("/usr/lib/nginx/modules"), Path("/usr/lib64/nginx/modules"))
 
@@ -65,14 +78,18 @@ class Fleet:
         replica_token: The token that they expect.
         client_token: The token that clients of the gateway present.
         cores: CPU cores for the target; ``None`` for any.
+        load_cores: CPU cores for what is neither target nor client; ``None`` for any.
         directory: For configuration, state and logs.
+        certificate: With which the target speaks TLS with clients; ``None`` for plain TCP.
     """
 
     replicas: tuple[str, ...]
     replica_token: str
     client_token: str
     cores: tuple[int, ...] | None
+    load_cores: tuple[int, ...] | None
     directory: Path
+    certificate: Certificate | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +119,8 @@ def _haproxy(fleet: Fleet, options: Sequence[str]) -> Iterator[Deployed]:
         f"    server replica{number} {address}" for number, address in enumerate(fleet.replicas)
     )
     config = fleet.directory / "haproxy.cfg"
-    config.write_text(_HAPROXY.format(maximum=MAX_CONNECTIONS, port=port, servers=servers))
+    tls = f" ssl crt {fleet.certificate.combined}" if fleet.certificate else ""
+    config.write_text(_HAPROXY.format(maximum=MAX_CONNECTIONS, port=port, servers=servers, tls=tls))
     command = [_find("haproxy"), "-db", "-f", str(config)]
     with Process(command, cores=fleet.cores, log=fleet.directory / "haproxy.log") as process:
         process.await_port(port)
@@ -114,8 +132,22 @@ def _nginx(fleet: Fleet, options: Sequence[str]) -> Iterator[Deployed]:
     port = free_port()
     config = fleet.directory / "nginx.conf"
     servers = "\n".join(f"        server {address};" for address in fleet.replicas)
+    tls = certificate = ""
+    if fleet.certificate:
+        tls = " ssl"
+        certificate = (
+            f"\n        ssl_certificate {fleet.certificate.path};"
+            f"\n        ssl_certificate_key {fleet.certificate.key};"
+        )
     config.write_text(
-        _NGINX.format(module=_nginx_module(), directory=fleet.directory, servers=servers, port=port)
+        _NGINX.format(
+            module=_nginx_module(),
+            directory=fleet.directory,
+            servers=servers,
+            port=port,
+            tls=tls,
+            certificate=certificate,
+        )
     )
     command = [_find("nginx"), "-p", str(fleet.directory), "-c", str(config)]
     with Process(command, cores=fleet.cores, log=fleet.directory / "nginx.out") as process:
@@ -129,10 +161,88 @@ def _gateway(fleet: Fleet, options: Sequence[str]) -> Iterator[Deployed]:
         yield Deployed((f"127.0.0.1:{process.port}",), fleet.client_token, (process,))
 
 
+@contextmanager
+def _scraped_gateway(fleet: Fleet, options: Sequence[str]) -> Iterator[Deployed]:
+    port = free_port()
+    with (
+        start_gateway(fleet, ("--admin", f"127.0.0.1:{port}", *options)) as process,
+        _scraping(f"http://127.0.0.1:{port}/metrics"),
+    ):
+        yield Deployed((f"127.0.0.1:{process.port}",), fleet.client_token, (process,))
+
+
+@contextmanager
+def _scraping(url: str) -> Iterator[None]:
+    """Read ``url`` every :data:`SCRAPE_SECONDS`, for the length of a ``with`` block.
+
+    Raises:
+        BenchError: It could not be read even once.
+    """
+    ended = threading.Event()
+    read = 0
+
+    def scrape() -> None:
+        nonlocal read
+        while not ended.wait(SCRAPE_SECONDS):
+            try:
+                with urllib.request.urlopen(url, timeout=10) as answer:
+                    read += len(answer.read())
+            except OSError:
+                continue  # counted by what was read
+
+    thread = threading.Thread(target=scrape, name="scrape")
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+    if not read:
+        raise BenchError(f"nothing could be read from {url}")
+
+
+@contextmanager
+def _redis_gateway(fleet: Fleet, options: Sequence[str]) -> Iterator[Deployed]:
+    port = free_port()
+    command = [_find("redis-server"), "--port", str(port), "--bind", "127.0.0.1", "--save", ""]
+    command += ["--dir", str(fleet.directory)]
+    log = fleet.directory / "redis.log"
+    with Process(command, cores=fleet.load_cores, log=log) as redis:
+        redis.await_port(port)
+        url = f"redis://127.0.0.1:{port}/0"
+        with _gateway(fleet, ("--registry", url, *options)) as deployed:
+            yield deployed
+
+
+@contextmanager
+def _connected_gateway(fleet: Fleet, options: Sequence[str]) -> Iterator[Deployed]:
+    token = fleet.directory / "token"
+    token.touch(mode=0o600)
+    token.write_text(fleet.client_token)
+    with start_gateway(fleet, options) as process:
+        command = [sys.executable, "-m", "gateway.cli", "connect", "--listen", "127.0.0.1:0"]
+        command += ["--gateway", f"127.0.0.1:{process.port}", "--token-file", str(token)]
+        connector = Process(
+            command,
+            cores=fleet.cores,
+            ready=CONNECTOR_READY_LINE,
+            log=fleet.directory / "connector.log",
+        )
+        with connector:
+            yield Deployed((f"127.0.0.1:{connector.port}",), "", (process, connector))
+
+
 def start_gateway(fleet: Fleet, options: Sequence[str] = ()) -> Process:
     """Start a gateway with a registry of its own in front of ``fleet``."""
-    command = [sys.executable, "-m", "gateway.cli", "serve", "--listen", "127.0.0.1:0"]
-    command += ["--auth", "token", *options]
+    command = [sys.executable, "-m", "gateway.cli", "serve", "--auth", "token", *options]
+    if fleet.certificate is None:
+        command += ["--listen", "127.0.0.1:0"]
+    else:
+        config = fleet.directory / "gateway.toml"
+        config.write_text(
+            _TLS_LISTENER.format(certificate=fleet.certificate.path, key=fleet.certificate.key)
+        )
+        command += ["--config", str(config)]
     for address in fleet.replicas:
         command += ["--replica", address]
     return Process(
@@ -177,6 +287,7 @@ class Target:
         needs: Programs and modules to look for; each raises :class:`BenchError` if it is missing.
         options: Additional arguments of the program.
         subject: Whether it is ours: what the regression guard judges.
+        cores: CPU cores that it can use.
     """
 
     name: str
@@ -185,6 +296,7 @@ class Target:
     needs: tuple[Callable[[], object], ...] = ()
     options: tuple[str, ...] = ()
     subject: bool = False
+    cores: int = 1
 
     def missing(self) -> str | None:
         """Why it cannot run on this machine, or ``None``."""
@@ -215,12 +327,39 @@ TARGETS: dict[str, Target] = {
             _gateway,
             options=("--workers", "2"),
             subject=True,
+            cores=2,
         ),
         Target(
             "gateway-admin",
-            "copilot-gateway, metrics on",
+            "copilot-gateway, admin listener",
             _gateway,
             options=("--admin", "127.0.0.1:0"),
+            subject=True,
+        ),
+        Target(
+            "gateway-scraped",
+            "copilot-gateway, metrics read each second",
+            _scraped_gateway,
+            subject=True,
+        ),
+        Target(
+            "gateway-connector",
+            "copilot-gateway behind its connector",
+            _connected_gateway,
+            subject=True,
+        ),
+        Target(
+            "gateway-memory",
+            "copilot-gateway, registry in memory",
+            _gateway,
+            options=("--registry", "memory://"),
+            subject=True,
+        ),
+        Target(
+            "gateway-redis",
+            "copilot-gateway, registry in Redis",
+            _redis_gateway,
+            (lambda: _find("redis-server"),),
             subject=True,
         ),
     )

@@ -14,6 +14,9 @@
 
 #include <getopt.h>
 #include <signal.h>
+#ifdef HAVE_OPENSSL
+#include <openssl/ssl.h>
+#endif
 
 enum { MAX_TARGETS = 64, MAX_WATCHED = 64, MAX_EVENTS = 256 };
 enum { SETUP_PARALLEL = 64 };       /* connections being set up at once: a burst, not a flood */
@@ -31,6 +34,7 @@ static struct {
     char token[MAX_TOKEN];
     enum work work;
     size_t connections, sessions, outstanding, slow;
+    bool tls;
     size_t events, event_bytes, per_write;
     double warmup, seconds;
     pid_t watched[MAX_WATCHED];
@@ -51,6 +55,10 @@ struct connection {
     int fd;
     enum state state;
     bool slow, waiting_to_write, paused;
+#ifdef HAVE_OPENSSL
+    SSL *tls;
+    bool wants_input; /* a handshake goes on when something arrives, not when there is room */
+#endif
     struct buffer in, out;
     struct session *sessions;
     size_t created, cursor, busy;
@@ -149,15 +157,75 @@ static void watch_socket(struct connection *c, int operation) {
     if (epoll_ctl(poll_fd, operation, c->fd, &event) != 0) die("epoll: %s", strerror(errno));
 }
 
+#ifdef HAVE_OPENSSL
+static SSL_CTX *tls_context;
+
+static void tls_prepare(void) {
+    tls_context = SSL_CTX_new(TLS_client_method());
+    if (!tls_context) die("TLS cannot be set up");
+    /* What is under test has a certificate made for this run: there is nobody to verify it. */
+    SSL_CTX_set_verify(tls_context, SSL_VERIFY_NONE, NULL);
+    SSL_CTX_set_mode(tls_context, SSL_MODE_ENABLE_PARTIAL_WRITE |
+                                      SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER | SSL_MODE_RELEASE_BUFFERS);
+}
+
+static void tls_open(struct connection *c) {
+    c->tls = SSL_new(tls_context);
+    if (!c->tls || SSL_set_fd(c->tls, c->fd) != 1) die("TLS cannot be set up");
+    SSL_set_connect_state(c->tls); /* the first read or write shakes hands */
+}
+
+/* Turn the outcome of a TLS call into that of a system call. */
+static ssize_t tls_result(struct connection *c, int n) {
+    if (n > 0) return n;
+    int error = SSL_get_error(c->tls, n);
+    if (error == SSL_ERROR_ZERO_RETURN) return 0;
+    c->wants_input = error == SSL_ERROR_WANT_READ;
+    if (error != SSL_ERROR_WANT_READ && error != SSL_ERROR_WANT_WRITE)
+        die("TLS failed (%d)", error);
+    errno = EAGAIN;
+    return -1;
+}
+#endif
+
+static ssize_t socket_send(struct connection *c, const void *data, size_t size) {
+#ifdef HAVE_OPENSSL
+    if (c->tls) return tls_result(c, SSL_write(c->tls, data, size > INT32_MAX ? INT32_MAX : (int)size));
+#endif
+    return send(c->fd, data, size, MSG_NOSIGNAL);
+}
+
+static ssize_t socket_receive(struct connection *c, char *room, size_t size) {
+#ifdef HAVE_OPENSSL
+    if (c->tls) { /* until nothing is left, for what the library holds back wakes nobody */
+        size_t got = 0;
+        while (got < size) {
+            ssize_t n = tls_result(c, SSL_read(c->tls, room + got, (int)(size - got)));
+            if (n <= 0) return got > 0 ? (ssize_t)got : n;
+            got += (size_t)n;
+        }
+        return (ssize_t)got;
+    }
+#endif
+    return recv(c->fd, room, size, 0);
+}
+
+static bool waits_for_room(const struct connection *c) {
+#ifdef HAVE_OPENSSL
+    if (c->tls && c->wants_input) return false;
+#endif
+    return buffer_used(&c->out) > 0;
+}
+
 static void flush(struct connection *c) {
     while (buffer_used(&c->out) > 0) {
-        ssize_t n = send(c->fd, c->out.data + c->out.start, buffer_used(&c->out), MSG_NOSIGNAL);
+        ssize_t n = socket_send(c, c->out.data + c->out.start, buffer_used(&c->out));
         if (n < 0 && errno != EAGAIN) die("write failed: %s", strerror(errno));
         if (n < 0) break;
         c->out.start += (size_t)n;
         count.bytes_out += (uint64_t)n;
     }
-    bool wait = buffer_used(&c->out) > 0;
+    bool wait = waits_for_room(c);
     if (wait != c->waiting_to_write) {
         c->waiting_to_write = wait;
         watch_socket(c, EPOLL_CTL_MOD);
@@ -180,11 +248,21 @@ static void connection_open(struct connection *c) {
     if (connect(c->fd, (const struct sockaddr *)target, sizeof *target) != 0 &&
         errno != EINPROGRESS)
         die("connect: %s", strerror(errno));
+#ifdef HAVE_OPENSSL
+    if (options.tls) tls_open(c);
+#endif
     c->waiting_to_write = true;
     watch_socket(c, EPOLL_CTL_ADD);
 }
 
 static void connection_close(struct connection *c) {
+#ifdef HAVE_OPENSSL
+    if (c->tls) {
+        SSL_shutdown(c->tls);
+        SSL_free(c->tls);
+        c->tls = NULL;
+    }
+#endif
     close(c->fd);
     c->fd = -1;
     buffer_free(&c->in);
@@ -384,9 +462,11 @@ static void on_readable(struct connection *c) {
     char *room = buffer_reserve(in, READ_CHUNK);
     size_t size = in->capacity - in->end;
     bool slowly = c->slow && running;
-    ssize_t n = recv(c->fd, room, slowly && size > SLOW_READ_BYTES ? SLOW_READ_BYTES : size, 0);
-    if (n < 0 && (errno == EAGAIN || errno == EINTR)) return;
-    if (n < 0) die("connection broke: %s", strerror(errno));
+    ssize_t n = socket_receive(c, room, slowly && size > SLOW_READ_BYTES ? SLOW_READ_BYTES : size);
+    int error = errno;
+    if (options.tls && buffer_used(&c->out) > 0) flush(c); /* it waited for the handshake */
+    if (n < 0 && (error == EAGAIN || error == EINTR)) return;
+    if (n < 0) die("connection broke: %s", strerror(error));
     if (n == 0) die("connection closed by the other side");
     in->end += (size_t)n;
     count.bytes_in += (uint64_t)n;
@@ -415,7 +495,7 @@ static void on_writable(struct connection *c) {
         if (!c->waiting_to_write) return;
     }
     flush(c);
-    if (buffer_used(&c->out) == 0 && c->waiting_to_write) {
+    if (!waits_for_room(c) && c->waiting_to_write) {
         c->waiting_to_write = false;
         watch_socket(c, EPOLL_CTL_MOD);
     }
@@ -548,6 +628,7 @@ static void parse_options(int argc, char **argv) {
         {"sessions", 1, 0, 's'}, {"outstanding", 1, 0, 'o'}, {"slow", 1, 0, 'l'},
         {"events", 1, 0, 'e'},   {"event-bytes", 1, 0, 'b'}, {"per-write", 1, 0, 'p'},
         {"warmup", 1, 0, 'u'},   {"seconds", 1, 0, 'd'},     {"watch", 1, 0, 'p' + 256},
+        {"tls", 0, 0, 'T'},
         {0, 0, 0, 0}};
     int option;
     while ((option = getopt_long(argc, argv, "", known, NULL)) != -1) {
@@ -568,6 +649,7 @@ static void parse_options(int argc, char **argv) {
         case 'p': options.per_write = value; break;
         case 'u': options.warmup = strtod(optarg, NULL); break;
         case 'd': options.seconds = strtod(optarg, NULL); break;
+        case 'T': options.tls = true; break;
         case 'p' + 256:
             for (char *pid = strtok(optarg, ","); pid; pid = strtok(NULL, ",")) {
                 if (options.watched_count == MAX_WATCHED) die("too many processes to watch");
@@ -581,6 +663,12 @@ static void parse_options(int argc, char **argv) {
     if (options.connections == 0 || options.sessions == 0 || options.outstanding == 0 ||
         options.outstanding > options.sessions || options.slow > options.connections)
         die("--connections, --sessions, --outstanding and --slow do not fit together");
+#ifdef HAVE_OPENSSL
+    if (options.tls) tls_prepare();
+    if (options.tls && options.slow > 0) die("slow readers speak no TLS");
+#else
+    if (options.tls) die("built without OpenSSL");
+#endif
     const char *secret = getenv("COPILOT_CONNECTION_TOKEN");
     snprintf(options.token, sizeof options.token, "%s", secret ? secret : "");
 }
