@@ -76,9 +76,13 @@ class ReplicaSpec:
         host: IP address or host name.
         port: TCP port.
         token: the replica's own connection token, or None. Never logged.
+        weight: share of new sessions relative to others.
+        backup: it takes new sessions only while no other replica can.
     """
 
     name: str
     host: str
     port: int
     token: str | None = field(default=None, repr=False)
+    weight: int = 1
+    backup: bool = False

@@ -163,7 +163,6 @@ class Worker:
             quotas=Quotas(time.monotonic, tenant_rules(settings)),
             serves=serves(settings),
         )
-        self._dialer.hub = self.hub
         self._lease = Lease(self.hub, settings.registry.lease)
         self._prober = Prober(self.hub, health.probe_interval, health.probe_timeout)
 

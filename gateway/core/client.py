@@ -170,6 +170,7 @@ class Client:
         "_paced",
         "_params",
         "_policy",
+        "_registrations",
         "_shaped",
         "_shares",
         "_tenant_stats",
@@ -218,6 +219,7 @@ class Client:
         self._lobby_busy = False
         self._opening: dict[str, asyncio.Future[Link]] = {}
         self._policy: PolicyView | None = None
+        self._registrations: dict[str, Any] = {}
         self._tenant_stats: TenantStats | None = None
         self._expiry: Any = None
         self.sink = sink
@@ -274,7 +276,11 @@ class Client:
     def sees_tenant(self) -> bool:
         """Whether all sessions of its tenant exist for this client."""
         identity = self.identity
-        return identity is not None and (self._shares or identity.role is Role.ADMIN)
+        return (
+            identity is not None
+            and not self._hub.serves_one_user
+            and (self._shares or identity.role is Role.ADMIN)
+        )
 
     # Bytes from the client
 
@@ -647,7 +653,9 @@ class Client:
         text = orjson.dumps(message)
         if request.id is not None:
             stats = self._hub.stats.method(rule.method)
-            if hook is None and binding is not None:
+            if rule.route is Route.SINGLETON:
+                hook = partial(self._registered, link, request)
+            elif hook is None and binding is not None:
                 hook = self._hook_for(binding, request)
                 rewrites = hook is not None and (
                     rule.method in _BRIDGED or (rule.starts_turn and self._hub.durable)
@@ -781,6 +789,8 @@ class Client:
                     extra={"replica": name, "code": error.code, "reason": error.message},
                 )
                 raise LinkLostError(f"{name} refused the handshake") from None
+            for method, params in list(self._registrations.items()):
+                await self._register(link, method, params)
             if self.closed:
                 raise LinkLostError("the client has gone")
             self.links[name] = link
@@ -791,6 +801,40 @@ class Client:
         finally:
             del self._opening[name]
             opening.set_result(link)
+
+    def _registered(self, link: Link, request: Request, ok: bool | None, text: bytes) -> None:
+        """Make a registration, once it was accepted, hold for the client's other links too."""
+        if not ok:
+            return
+        self._registrations[request.rule.sent_as] = request.params
+        for other in self.links.values():
+            if other is not link and other.ready:
+                self._hub.tasks.spawn(
+                    self._register_later(other, request.rule.sent_as, request.params),
+                    request.method,
+                )
+
+    async def _register_later(self, link: Link, method: str, params: Any) -> None:
+        try:
+            await self._register(link, method, params)
+        except LinkLostError:
+            return  # The next link to the replica begins with it.
+
+    async def _register(self, link: Link, method: str, params: Any) -> None:
+        """Repeat a registration on a link; a replica that has another provider says so.
+
+        Raises:
+            LinkLostError: the link ended, or the replica does not answer.
+        """
+        try:
+            await link.request(method, params, self._hub.limits.ask_timeout)
+        except TimeoutError:
+            raise LinkLostError(f"{link.replica.name} does not answer {method}") from None
+        except RpcError as error:
+            self._hub.log.warning(
+                "registration refused by a replica",
+                extra={"replica": link.replica.name, "method": method, "reason": error.message},
+            )
 
     def link_lost(self, link: Link) -> None:
         """Deal with what was under way on a link that has ended."""
@@ -1050,6 +1094,7 @@ class Client:
         owner = Owner(identity.tenant, identity.user)
         allowance = hub.quotas.allowance(owner)
         try:
+            hub = hub.home_of(identity)
             hub.check_admitted(identity)
             self._params = policy_for(hub.param_rules, identity, hub.policy.isolation)
             refusal = allowance.connect() if allowance is not None else None
@@ -1071,6 +1116,10 @@ class Client:
                 self.cut("limit" if error.code == errors.OVERLOADED else "revoked", error.message)
             return False
         self._deadline.cancel()
+        # Nothing else is where it came in: without an identity there are no links and no sessions.
+        self._hub.clients.discard(self)
+        hub.clients.add(self)
+        self._hub = hub
         self.identity = identity
         self.owner = owner
         self._allowance = allowance

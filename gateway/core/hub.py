@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+DEFAULT_POOL = "default"
+"""The pool of the replicas and tenants that no other pool names."""
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -95,18 +98,23 @@ class Serves:
 
 
 class Hub:
-    """The shared state of a worker.
+    """The shared state of one pool of replicas in a worker.
 
     Attributes:
+        pool: the pool's name.
+        home_of: returns the hub that a client belongs to once it is known who it is; raises
+            ``RpcError`` where there is none for it. Clients come in through one hub for all pools.
         replicas: by name.
-        sessions: sessions that a client of this worker uses, by id.
+        sessions: sessions that a client of this pool uses, by id.
         owners: owners of sessions seen lately, by id; None for sessions that have none.
-        clients: all connections.
+        clients: its connections, and in the hub where clients come in also those that have not
+            proven who they are.
     """
 
     def __init__(
         self,
         *,
+        pool: str = DEFAULT_POOL,
         registry: Registry,
         dialer: Dialer,
         authenticator: Authenticator,
@@ -131,6 +139,8 @@ class Hub:
         quotas: Quotas | None = None,
         serves: Serves | None = None,
     ) -> None:
+        self.pool = pool
+        self.home_of: Callable[[Identity], Hub] = self._own
         self.registry = registry
         self.dialer = dialer
         self.authenticator = authenticator
@@ -188,10 +198,13 @@ class Hub:
                 self.replicas[name] = Replica(spec, Health(self._health), self.stats.replica(name))
                 self.tasks.spawn(self.placer.read_mark(name), f"mark of {name}")
             elif known.spec != spec:
+                moved = _address(known.spec) != _address(spec)
                 known.spec = spec
-                self._close_links(known)
-        if self.ring.names != self.replicas.keys():
-            self.ring = Ring({n: r.weight for n, r in self.replicas.items()}, self._load_factor)
+                if moved:
+                    self._close_links(known)
+        weights = {name: replica.weight for name, replica in self.replicas.items()}
+        if self.ring.weights != weights:
+            self.ring = Ring(weights, self._load_factor)
 
     def _state(self, replica: Replica, changed: bool) -> None:
         """Publish a move of a replica's state machine and act on it."""
@@ -344,6 +357,14 @@ class Hub:
             raise LinkLostError(f"{replica.name} does not answer") from None
 
     # Clients
+
+    def _own(self, identity: Identity) -> Hub:
+        return self
+
+    @property
+    def serves_one_user(self) -> bool:
+        """Whether the replicas are one user's own: what others of the tenant have is elsewhere."""
+        return self._serves is not None and bool(self._serves.user)
 
     def client_authenticated(self, client: Client) -> None:
         """Index a client by its tenant."""
@@ -698,6 +719,10 @@ class Hub:
     def _forget_nobody(self, session_id: str) -> None:
         if self.owners.get(session_id) is _NOBODY:
             del self.owners[session_id]
+
+
+def _address(spec: ReplicaSpec) -> tuple[str, int, str | None]:
+    return spec.host, spec.port, spec.token
 
 
 _NOBODY = Owner("", "")

@@ -109,6 +109,11 @@ class Link:
         self.callbacks: dict[Any, int] = {}
         """Replica's request id -> id under which the client knows it, until it is answered."""
 
+    @property
+    def hub(self) -> Hub:
+        """The hub of the client and of the replica."""
+        return self._hub
+
     def __repr__(self) -> str:
         """Return a diagnosis."""
         state = "closed" if self.closed else "ready" if self.ready else "opening"

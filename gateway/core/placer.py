@@ -95,6 +95,8 @@ class Placer:
             if replica.health.accepts_new and name != without
         }
         if not self.free:
+            if not all(replica.backup for replica in accepting.values()):
+                accepting = {n: one for n, one in accepting.items() if not one.backup}
             load = {name: replica.stats.sessions for name, replica in hub.replicas.items()}
             return hub.ring.choose(session_id, accepting, load)
         busy = dict.fromkeys(accepting, 0)
@@ -111,6 +113,7 @@ class Placer:
                     latency=replica.stats.probe_seconds or 0.0,
                     weight=replica.weight,
                     up_for=now - replica.up_since,
+                    backup=replica.backup,
                 )
                 for name, replica in accepting.items()
             ],
@@ -205,6 +208,8 @@ class Placer:
             return placement.replica
         if current is not None and current.health.accepts_new:
             chosen = self._hub.replicas[name]
+            if current.backup and not chosen.backup:
+                return name
             if current.stats.sessions <= chosen.stats.sessions:
                 return placement.replica
         return name
@@ -353,17 +358,10 @@ class Placer:
         for name in self._hub.replicas:
             self.marked(name, marks.get(name))
 
-    async def republish(self) -> None:
-        """Tell a registry that lost something what this worker holds; give up what it lost.
-
-        Raises:
-            RegistryUnavailableError: to be repeated.
-        """
-        assert self.gateway_id is not None
-        held = [one.placement for one in self._hub.sessions.values() if one.live]
-        stands = await self._hub.registry.republish(self.gateway_id, held)
-        for placement in stands.values():
-            self.changed(PlacementChanged(placement.session_id, placement))
+    @property
+    def held(self) -> list[Placement]:
+        """The records of the sessions that are live here."""
+        return [one.placement for one in self._hub.sessions.values() if one.live]
 
     # Draining
 

@@ -28,7 +28,6 @@ class Replica:
         incarnation: the registry's number of the process that the control link was opened to.
         fenced: that process is known to be gone, and holds on its sessions were voided.
         up_since: when the control link was opened.
-        weight: share of new sessions relative to others.
     """
 
     __slots__ = (
@@ -44,7 +43,6 @@ class Replica:
         "stats",
         "up_since",
         "version",
-        "weight",
     )
 
     def __init__(self, spec: ReplicaSpec, health: Health, stats: ReplicaStats) -> None:
@@ -55,7 +53,6 @@ class Replica:
         self.links: set[Link] = set()
         self.version = ""
         self.hello: dict[str, Any] = {}
-        self.weight = 1
         self.incarnation = 0
         self.fenced = False
         self.up_since = 0.0
@@ -70,6 +67,16 @@ class Replica:
     def name(self) -> str:
         """The stable name."""
         return self.spec.name
+
+    @property
+    def weight(self) -> int:
+        """Share of new sessions relative to others."""
+        return self.spec.weight
+
+    @property
+    def backup(self) -> bool:
+        """Whether it takes new sessions only while no other replica can."""
+        return self.spec.backup
 
     @property
     def reachable(self) -> bool:

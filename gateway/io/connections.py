@@ -72,7 +72,7 @@ class ClientProtocol(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Admit the connection."""
         self._transport = transport = cast(asyncio.Transport, transport)
-        if len(self._hub.clients) >= self._flow.max_clients:
+        if self._hub.stats.clients_open >= self._flow.max_clients:
             self._hub.stats.clients_rejected["limit"] += 1
             transport.abort()
             return
@@ -210,13 +210,11 @@ class ReplicaDialer:
     """Connects links; implements :class:`gateway.core.ports.Dialer`.
 
     Attributes:
-        hub: the hub of the links; set once it exists.
         flow: options of new connections; replaced by a reload.
     """
 
     def __init__(self, flow: Flow) -> None:
         self.flow = flow
-        self.hub: Hub | None = None
 
     async def dial(self, link: Link) -> Sink:
         """Connect ``link``.
@@ -225,13 +223,12 @@ class ReplicaDialer:
             OSError: refused, unreachable or timed out.
         """
         spec = link.replica.spec
-        hub, flow = self.hub, self.flow
-        assert hub is not None
+        flow = self.flow
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(flow.dial_timeout):
                 transport, _ = await loop.create_connection(
-                    lambda: ReplicaProtocol(link, hub, flow), spec.host, spec.port
+                    lambda: ReplicaProtocol(link, link.hub, flow), spec.host, spec.port
                 )
         except TimeoutError:
             raise OSError(f"{spec.name}: no connection within {flow.dial_timeout:g} s") from None

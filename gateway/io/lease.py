@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable, Iterable
 
 from gateway.core.hub import Hub
 from gateway.errors import RegistryUnavailableError, StartupError
+from gateway.routing.registry import Change, PlacementChanged
 
 log = logging.getLogger("gateway")
 
@@ -21,12 +23,16 @@ class Lease:
     """One heartbeat for all the sessions of a worker.
 
     Args:
-        hub: the worker's hub; its placer names the worker in the registry.
+        hub: one of the worker's hubs; its placer names the worker in the registry.
         seconds: how long the registry counts the worker as alive after a heartbeat.
+        hubs: returns all hubs of the worker, which may become more; None if there is only one.
     """
 
-    def __init__(self, hub: Hub, seconds: float) -> None:
+    def __init__(
+        self, hub: Hub, seconds: float, hubs: Callable[[], Iterable[Hub]] | None = None
+    ) -> None:
         self._hub = hub
+        self._hubs = hubs or (lambda: (hub,))
         self._seconds = seconds
         self._task: asyncio.Task[None] | None = None
         self._complained = False
@@ -39,12 +45,22 @@ class Lease:
         """
         try:
             await self._beat()
-            placer = self._hub.placer
-            placer.incarnations = await self._hub.registry.replica_incarnations()
-            await self._hub.registry.watch(placer.changed)
+            incarnations = await self._hub.registry.replica_incarnations()
+            for hub in self._hubs():
+                hub.placer.incarnations = dict(incarnations)
+            await self._hub.registry.watch(self._changed)
         except RegistryUnavailableError as error:
             raise StartupError(f"registry: {error}") from None
         self._task = asyncio.create_task(self._renew(), name="registry lease")
+
+    def _changed(self, change: Change) -> None:
+        for hub in list(self._hubs()):
+            hub.placer.changed(change)
+
+    def cover(self, hub: Hub) -> None:
+        """Let the lease count for a hub that was made after it was taken."""
+        hub.placer.lease_until = self._hub.placer.lease_until
+        hub.placer.incarnations = dict(self._hub.placer.incarnations)
 
     async def close(self) -> None:
         """Give the lease up; what this worker held may be taken by others."""
@@ -65,9 +81,17 @@ class Lease:
         sent = self._hub.now()
         known = await self._hub.registry.heartbeat(placer.gateway_id, self._seconds)
         # Counted from before it was sent, so that this worker sees the lease end first.
-        placer.lease_until = sent + self._seconds
+        for hub in self._hubs():
+            hub.placer.lease_until = sent + self._seconds
         if not known:
-            await placer.republish()
+            await self._republish(placer.gateway_id)
+
+    async def _republish(self, gateway_id: str) -> None:
+        """Tell a registry that lost something what this worker holds; give up what it lost."""
+        held = [placement for hub in self._hubs() for placement in hub.placer.held]
+        stands = await self._hub.registry.republish(gateway_id, held)
+        for placement in stands.values():
+            self._changed(PlacementChanged(placement.session_id, placement))
 
     async def _renew(self) -> None:
         pause = min(_RENEWAL_MAX, self._seconds / RENEWALS_PER_LEASE)

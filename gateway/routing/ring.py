@@ -35,6 +35,11 @@ class Ring:
         """The replicas on the ring."""
         return frozenset(self._weights)
 
+    @property
+    def weights(self) -> Mapping[str, int]:
+        """The replicas on the ring and their weights."""
+        return self._weights
+
     def preference(self, session_id: str) -> list[str]:
         """Return all replica names in the order in which the session prefers them."""
         if not self._weights:
