@@ -108,9 +108,16 @@ class Pending:
         started: when it arrived (``Hub.now``).
         hook: called with the answer, or None.
         rewrites: the answer is not forwarded; the hook sends what the client gets.
+        notes: the hook only takes notice, and does not mind being called before the answer has
+            left: what follows the answer leaves with it, in one write.
     """
 
-    __slots__ = ("binding", "hook", "link", "request", "rewrites", "rule", "started", "stats")
+    __slots__ = ("binding", "link", "request", "rule", "started", "stats")
+
+    # Of those that merely pass, which is nearly all; others are of the subclass.
+    hook: Hook | None = None
+    rewrites: bool = False
+    notes: bool = False
 
     def __init__(
         self,
@@ -120,8 +127,6 @@ class Pending:
         rule: MethodRule,
         stats: MethodStats,
         started: float,
-        hook: Hook | None = None,
-        rewrites: bool = False,
     ) -> None:
         self.link = link
         self.binding = binding
@@ -129,8 +134,25 @@ class Pending:
         self.rule = rule
         self.stats = stats
         self.started = started
+
+
+class PendingHook(Pending):
+    """A request whose answer somebody waits for or takes note of."""
+
+    __slots__ = ("hook", "notes", "rewrites")
+
+    def __init__(self, pending: Pending, hook: Hook, *, rewrites: bool, notes: bool) -> None:
+        super().__init__(
+            pending.link,
+            pending.binding,
+            pending.request,
+            pending.rule,
+            pending.stats,
+            pending.started,
+        )
         self.hook = hook
         self.rewrites = rewrites
+        self.notes = notes
 
 
 class Client:
@@ -287,28 +309,31 @@ class Client:
     @property
     def mid_frame(self) -> bool:
         """Whether the client has begun a frame that it has not ended."""
-        return len(self._buffer) > 0
-
-    def count(self, frames: int) -> None:
-        """Count messages received for the client's tenant."""
-        if self._tenant_stats is not None:
-            self._tenant_stats.requests += frames
+        return bool(self._buffer.chunks)
 
     def feed(self, data: bytes) -> None:
         """Take a chunk of the client's stream."""
         stats = self._hub.stats
         stats.bytes_from_client += len(data)
         buffer = self._buffer
-        whole = buffer.join(data)
-        if whole is None:
-            return
+        whole = data
+        if buffer.chunks:
+            joined = buffer.join(data)
+            if joined is None:
+                return
+            whole = joined
         pos = 0
         size = len(whole)
+        tenant = self._tenant_stats
         while pos < size and not self.closed:
-            if self._direct and not self._authenticating:
-                # Nearly all messages: nothing is decoded, and one object is made.
+            if tenant is not None and self._direct and not self._authenticating:
                 found = scan(whole, pos, buffer.max_frame)
-                if found is not None and self._pass_on(whole, pos, found):
+                if found is not None:
+                    # Nearly all messages: nothing is decoded, and one object is made.
+                    tenant.requests += 1
+                    stats.frames_from_client += 1
+                    if not self._pass_on(whole, pos, found):
+                        self._canonical(whole, pos, found)
                     pos = found[1]
                     continue
             try:
@@ -325,6 +350,8 @@ class Client:
             if header is None:
                 return
             stats.frames_from_client += 1
+            if self._tenant_stats is not None:
+                self._tenant_stats.requests += 1
             body = whole[header.body : header.end]
             pos = header.end
             if self._authenticating:
@@ -352,14 +379,23 @@ class Client:
         link = binding.link
         assert link is not None
         frame = data if end - pos == len(data) else data[pos:end]
-        stats = hub.stats
-        stats.frames_from_client += 1
         if request_id is not None:
             rule, kind = direct
-            pending[request_id] = Pending(link, binding, frame, rule, stats.methods[kind], now)
+            stats = hub.stats.methods[kind]
+            pending[request_id] = Pending(link, binding, frame, rule, stats, now)
             link.replica.stats.in_flight += 1
         link.send(frame)
         return True
+
+    def _canonical(self, data: bytes, pos: int, found: Scanned) -> None:
+        """Route a request that is more than passed on, but known to be in canonical form."""
+        body, end, _, method, _ = found
+        policy = self._policy
+        assert policy is not None
+        message = envelope.loads(data[body:end])
+        request = Request(message, policy.rule_for(method), end - body)
+        request.frame = data if end - pos == len(data) else data[pos:end]
+        self._request(request)
 
     def _hold(self, body: bytes) -> None:
         """Keep what was pipelined behind a ``connect`` that is still being checked."""
@@ -409,11 +445,14 @@ class Client:
                 self._allow(self._allowance, None, len(body))
             self._callback_answered(message)
             return
-        rule = policy.rule_for(method)
-        request = Request(message, rule, len(body))
-        if self._allowance is not None and not self._allow(self._allowance, request, len(body)):
+        self._request(Request(message, policy.rule_for(method), len(body)))
+
+    def _request(self, request: Request) -> None:
+        """Route one request or notification."""
+        if self._allowance is not None and not self._allow(self._allowance, request, request.size):
             return
-        if method in self._shaped and not self._shape(request):
+        rule = request.rule
+        if rule.method in self._shaped and not self._shape(request):
             return
         if self.refuses_duplicate(request):
             return
@@ -421,8 +460,7 @@ class Client:
             self.refuse(request, answers.overloaded("max_pending", self._hub.limits.max_pending))
             return
         if rule.route is Route.SESSION and rule.simple:
-            params = message.get("params")
-            session_id = params.get("sessionId") if type(params) is dict else None
+            session_id = request.params.get("sessionId")
             if type(session_id) is str:
                 binding = self.bindings.get(session_id)
                 if binding is not None and binding.open:
@@ -644,13 +682,15 @@ class Client:
         rewrites: bool = False,
     ) -> None:
         """Send a message on a link, in canonical form."""
+        notes = False
         rule = request.rule
         message = request.message
         if rule.starts_turn and binding is not None and not self._may_work(binding, request):
             return
         if rule.sent_as != rule.method:
             message = {**message, "method": rule.sent_as}
-        text = orjson.dumps(message)
+        frame = request.frame_of(message)
+        text = orjson.dumps(message) if frame is None else b""
         if request.id is not None:
             stats = self._hub.stats.method(rule.method)
             if rule.route is Route.SINGLETON:
@@ -660,11 +700,15 @@ class Client:
                 rewrites = hook is not None and (
                     rule.method in _BRIDGED or (rule.starts_turn and self._hub.durable)
                 )
-            self.pending[request.id] = Pending(
-                link, binding, request, rule, stats, self._hub.now(), hook, rewrites
-            )
+                notes = rule.starts_turn and not rewrites
+            pending = Pending(link, binding, request, rule, stats, self._hub.now())
+            if hook is not None:
+                pending = PendingHook(pending, hook, rewrites=rewrites, notes=notes)
+            self.pending[request.id] = pending
             link.replica.stats.in_flight += 1
-        if len(text) < _SPLIT_WRITE_BYTES:
+        if frame is not None:
+            link.send(frame)
+        elif len(text) < _SPLIT_WRITE_BYTES:
             link.send(b"Content-Length: %d\r\n\r\n%b" % (len(text), text))
         else:
             link.send(b"Content-Length: %d\r\n\r\n" % len(text))

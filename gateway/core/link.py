@@ -34,10 +34,20 @@ _OWN_ID_PREFIX = f"gateway-{secrets.token_hex(8)}-"
 _own_ids = itertools.count(1)
 
 ANSWERS_ALONE = 4
-"""Reads in a row that held nothing but answers, with no other request under way, after which the
-next is expected to be such a one, too. A wrong guess delays a message by 40 ms, once."""
+"""Reads in a row with nothing but answers after which a replica is not acknowledged at once.
 
-_DROP, _FORWARD, _FORWARD_NOW = 0, 1, 2
+It writes each message by itself and leaves Nagle's algorithm on, so that it may hold back the next
+one until the last is acknowledged. A client that asks one thing at a time and hears nothing besides
+will go on like that, and its next request carries the acknowledgement. A wrong guess delays one
+message by 40 ms.
+"""
+
+_DROP, _FORWARD, _FORWARD_NOW, _ANSWERED = range(4)
+
+# Plain integers: comparing members of an enumeration costs more than all the rest of a frame.
+_EVENT, _LIFECYCLE, _RESPONSE, _REQUEST, _NOTIFICATION = map(
+    int, (Kind.EVENT, Kind.LIFECYCLE, Kind.RESPONSE, Kind.REQUEST, Kind.NOTIFICATION)
+)
 
 
 MAX_ALIASES = 16
@@ -63,18 +73,20 @@ class Link:
         closed: the link has ended.
         bindings: the sessions that use it.
         sent: bytes went to the replica since its stream was last acknowledged at once.
+        answers_alone: reads in a row that held nothing but answers, with no other request under
+            way; see :data:`ANSWERS_ALONE`.
     """
 
     __slots__ = (
         "_after",
         "_aliased",
         "_aliases",
-        "_answers_alone",
         "_buffer",
         "_client_paused",
         "_hub",
         "_opening",
         "_own",
+        "answers_alone",
         "bindings",
         "callbacks",
         "client",
@@ -96,7 +108,7 @@ class Link:
         self._after: Callable[[], None] | None = None
         self._opening: asyncio.Task[None] | None = None
         self._client_paused = False
-        self._answers_alone = 0
+        self.answers_alone = 0
         self.replica = replica
         self.client = client
         self.sink: Sink | None = None
@@ -248,27 +260,20 @@ class Link:
     @property
     def mid_frame(self) -> bool:
         """Whether the replica has begun a frame that it has not ended."""
-        return len(self._buffer) > 0
-
-    @property
-    def replica_waits(self) -> bool:
-        """Whether the replica may hold back what it has to say until it is acknowledged.
-
-        It writes each message by itself and leaves Nagle's algorithm on. Only a client that asks
-        one thing at a time, and has been answered with nothing else coming along, hears the last
-        there is to hear in each answer.
-        """
-        return self._answers_alone < ANSWERS_ALONE
+        return bool(self._buffer.chunks)
 
     def feed(self, data: bytes) -> None:
         """Take a chunk of the replica's stream."""
         stats = self._hub.stats
         stats.bytes_from_replica += len(data)
         buffer = self._buffer
-        whole = buffer.join(data)
-        if whole is None:
-            self._answers_alone = 0
-            return
+        whole = data
+        if buffer.chunks:
+            joined = buffer.join(data)
+            if joined is None:
+                self.answers_alone = 0
+                return
+            whole = joined
         client = self.client
         if self._aliases:
             whole = self._with_aliases(whole)
@@ -293,14 +298,19 @@ class Link:
                     break
                 found = (*stream.peek(whole, header.body, header.end), *header)
             end = found[5]
-            verdict = self._frame(whole, pos, found)
+            if found[0] == _RESPONSE:
+                verdict = self._answer(whole, found)
+                if verdict == _ANSWERED:
+                    frames += 1
+                    pos = end
+                    continue
+            else:
+                verdict = self._frame(whole, pos, found)
+            others += 1
             if verdict == _FORWARD:
                 frames += 1
-                if found[0] != Kind.RESPONSE:
-                    others += 1
                 pos = end
                 continue
-            others += 1
             # The run before this frame leaves first, so that order is kept.
             if verdict == _FORWARD_NOW:
                 frames += 1
@@ -316,13 +326,14 @@ class Link:
             if after is not None:
                 self._after = None
                 after()
-        frames += quiet
-        stats.events_forwarded += quiet
+        if quiet:
+            frames += quiet
+            stats.events_forwarded += quiet
         stats.frames_from_replica += frames
-        if quiet or others or client is None or client.pending:
-            self._answers_alone = 0
+        if others or quiet or client is None or client.pending:
+            self.answers_alone = 0
         else:
-            self._answers_alone += 1
+            self.answers_alone += 1
         if client is not None and start < pos:
             client.write(whole if pos - start == size else whole[start:pos])
             stats.frames_to_client += frames
@@ -354,30 +365,23 @@ class Link:
         self.close()
 
     def _frame(self, data: bytes, start: int, found: stream.Looked) -> int:
-        """Deal with one frame; return whether it is forwarded as it is.
+        """Deal with one frame that is no response; return whether it is forwarded as it is.
 
         With :data:`_FORWARD_NOW` and :data:`_DROP`, :attr:`_after` is called once what came before
         (with the first: including this frame) has been handed to the client.
         """
         kind, key, name, tail, body, end = found
         client = self.client
-        if kind == Kind.RESPONSE:
-            if type(key) is str and key.startswith(_OWN_ID_PREFIX):
-                self._own_answer(key, data[body:end])
-                return _DROP
-            if client is None:
-                return _DROP
-            return self._answer(client, key, name, data, body, end)
-        if kind == Kind.LIFECYCLE:
+        if kind == _LIFECYCLE:
             return self._lifecycle(key, data[start:end])
         if client is None:
             return _DROP
-        if kind == Kind.EVENT:
+        if kind == _EVENT:
             binding = client.bindings.get(key)
             if binding is not None:
                 binding.event(name, data[body:end] if name in TRACKED_EVENTS else b"")
             return _FORWARD
-        if kind == Kind.REQUEST:
+        if kind == _REQUEST:
             if client.closed and name not in _ASKS_A_PERSON:
                 # The turn goes on without its client, which would hold it up for ever.
                 error = RpcError(errors.REPLICA_UNAVAILABLE, "The client has gone")
@@ -388,7 +392,7 @@ class Link:
             frame = stream.with_id(data, body, end, tail, alias)
             self._after = lambda: client.write(frame)
             return _DROP
-        if kind == Kind.NOTIFICATION:
+        if kind == _NOTIFICATION:
             if name == "$/cancelRequest":
                 self._cancel(client, data[body:end])
                 return _DROP
@@ -421,14 +425,27 @@ class Link:
         else:
             waiting.set_exception(RpcError(errors.INTERNAL_ERROR, "malformed error"))
 
-    def _answer(
-        self, client: Client, key: Any, outcome: str, data: bytes, body: int, end: int
-    ) -> int:
-        """Match a response with what the client asked; answers to nothing are dropped."""
-        pending = client.pending.get(key) if type(key) in (str, int) else None
-        if pending is None or pending.link is not self:
+    def _answer(self, data: bytes, found: stream.Looked) -> int:
+        """Match a response with what was asked; answers to nothing are dropped.
+
+        The verdicts are those of :meth:`_frame`, and :data:`_ANSWERED`.
+        """
+        _, key, outcome, _, body, end = found
+        if type(key) is str:
+            if key in self._own:
+                self._own_answer(key, data[body:end])
+                return _DROP
+        elif type(key) is not int:
             return _DROP
-        del client.pending[key]
+        client = self.client
+        if client is None:
+            return _DROP
+        pending = client.pending.pop(key, None)
+        if pending is None:
+            return _DROP
+        if pending.link is not self:
+            client.pending[key] = pending
+            return _DROP
         self.replica.stats.in_flight -= 1
         ok = outcome == "result"
         counters = pending.stats
@@ -439,13 +456,13 @@ class Link:
         counters.duration.observe(self._hub.now() - pending.started)
         hook = pending.hook
         if hook is None:
-            return _FORWARD
+            return _ANSWERED
         text = data[body:end]
-        if pending.rewrites:
-            self._after = lambda: hook(ok, text)
-            return _DROP
+        if pending.notes:
+            hook(ok, text)
+            return _FORWARD
         self._after = lambda: hook(ok, text)
-        return _FORWARD_NOW
+        return _DROP if pending.rewrites else _FORWARD_NOW
 
     def _lifecycle(self, session_id: Any, frame: bytes) -> int:
         """Forward a lifecycle notification only to those who may know of the session."""

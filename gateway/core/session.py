@@ -119,15 +119,18 @@ class Request:
         rule: what the policy says about its method.
         id: the request id, or None for a notification.
         size: bytes it arrived in, for the limits of what may wait.
+        frame: the frame it arrived in, if that is canonical; dropped once it was sent.
     """
 
-    __slots__ = ("id", "message", "rule", "size")
+    __slots__ = ("_arrived", "frame", "id", "message", "rule", "size")
 
     def __init__(self, message: dict[str, Any], rule: MethodRule, size: int) -> None:
         self.message = message
         self.rule = rule
         self.id = message.get("id")
         self.size = size
+        self.frame: bytes | None = None
+        self._arrived = message
 
     @property
     def method(self) -> str:
@@ -139,6 +142,14 @@ class Request:
         """The params; anything but an object counts as empty, as it does for the CLI."""
         params = self.message.get("params")
         return params if type(params) is dict else {}
+
+    def frame_of(self, message: dict[str, Any]) -> bytes | None:
+        """Return the frame that ``message`` arrived in, if it may be sent as it came.
+
+        Only once: one that is kept to be sent again need not be kept twice.
+        """
+        frame, self.frame = self.frame, None
+        return frame if message is self._arrived else None
 
     @property
     def gated(self) -> bool:
@@ -212,6 +223,7 @@ class Binding:
             self.client.refuse(request, answers.overloaded("queue_bytes", limits.queue_bytes))
             return
         self._hub.stats.frames_queued += 1
+        request.frame = None
         self.waiting.append(request)
         self._waiting_bytes += request.size
         self.open = False

@@ -297,8 +297,8 @@ class Stats:
         events_forwarded: ``session.event`` notifications passed to clients.
         lifecycle_dropped: ``session.lifecycle`` notifications that their receiver may not see.
         frames_queued: frames that had to wait for a placement or a rebind.
-        time_to_replica: time in the gateway of client frames, from read to write.
-        time_to_client: time in the gateway of replica frames, from read to write.
+        time_to_replica: time in the gateway of client frames, from read to write; a sample.
+        time_to_client: time in the gateway of replica frames, from read to write; a sample.
         sessions_live: gauge: sessions live through this worker.
         sessions_waiting: gauge: sessions whose frames queue until a placement or rebind is done.
         sessions_placed: first placements (create, or resume of a session that was not live).

@@ -114,15 +114,16 @@ class FrameBuffer:
     A large frame is gathered in the chunks it arrived in and joined once.
 
     Attributes:
+        chunks: what is held; while there is nothing, :meth:`join` need not be called.
         max_frame: largest body in bytes; may be raised after authentication.
     """
 
-    __slots__ = ("_chunks", "_have", "_max_header", "_need", "max_frame")
+    __slots__ = ("_have", "_max_header", "_need", "chunks", "max_frame")
 
     def __init__(self, max_frame: int, max_header: int = MAX_HEADER_BYTES) -> None:
         self.max_frame = max_frame
         self._max_header = max_header
-        self._chunks: list[bytes] = []
+        self.chunks: list[bytes] = []
         self._have = 0
         self._need = 0
 
@@ -132,14 +133,14 @@ class FrameBuffer:
 
     def join(self, data: bytes) -> bytes | None:
         """Add a chunk; return everything held once it may hold a whole frame, else None."""
-        if not self._chunks:
+        if not self.chunks:
             return data
-        self._chunks.append(data)
+        self.chunks.append(data)
         self._have += len(data)
         if self._have < self._need:
             return None
-        whole = b"".join(self._chunks)
-        self._chunks.clear()
+        whole = b"".join(self.chunks)
+        self.chunks.clear()
         self._have = self._need = 0
         return whole
 
@@ -169,7 +170,7 @@ class FrameBuffer:
 
     def _keep(self, data: bytes, pos: int, need: int) -> None:
         rest = data[pos:] if pos else data
-        self._chunks = [rest]
+        self.chunks = [rest]
         self._have = len(rest)
         self._need = need
 

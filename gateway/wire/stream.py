@@ -188,12 +188,13 @@ None stands for a frame that is incomplete, over ``max_frame`` bytes or not in t
 
 try:
     from gateway.wire import _stream  # type: ignore[attr-defined,unused-ignore]
-except ImportError:
+
+    skim, look = _stream.skim, _stream.look
+except (ImportError, AttributeError):
+    # Not built, or built from older sources.
     ACCELERATED = False
 else:
     _stream.set_loud(tuple(sorted(name.encode() for name in LOUD_EVENTS)))
-    skim = _stream.skim
-    look = _stream.look
     ACCELERATED = True
 
 
