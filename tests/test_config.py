@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from gateway.cli import pages
 from gateway.config import Address, Settings, Source, build, check, parse_address, reloaded
 from gateway.config.kinds import parse_duration, redact_url, show_duration, show_size, size
-from gateway.config.settings import ENV_PREFIX, SECTIONS, SETTINGS, TABLES
+from gateway.config.settings import ENV_PREFIX, REPLICA_KEYS, SECTIONS, SETTINGS, TABLES
 from gateway.errors import EXIT_USAGE, ConfigError
 
 ROOT = Path(__file__).parent.parent
@@ -439,7 +439,7 @@ def test_the_example_file_shows_every_default():
     text = (ROOT / pages.EXAMPLE).read_text("utf-8")
     uncommented = re.sub(r"(?m)^#(?! )", "", text)
     document = tomllib.loads(uncommented)
-    assert set(document.pop("replicas")[0]) == {"name", "address", "token_env", "token_file"}
+    assert set(document.pop("replicas")[0]) == set(REPLICA_KEYS)
     document["auth.jwt"] = document["auth"].pop("jwt")
     for name in TABLES:
         section, _, key = name.rpartition(".")

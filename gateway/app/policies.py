@@ -9,7 +9,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from gateway.config.kinds import SecretRef
-from gateway.config.settings import ListenerSettings, QuotaSettings, Settings, secret_refs
+from gateway.config.settings import (
+    ListenerSettings,
+    PoolSettings,
+    QuotaSettings,
+    Settings,
+    secret_refs,
+)
 from gateway.core.hub import Serves
 from gateway.errors import ConfigError
 from gateway.io.jwks import FileKeys, JwtAuthenticator, UrlKeys, check_jwks_url
@@ -38,15 +44,15 @@ def check_policies(settings: Settings) -> None:
         listener_plan(listener, None, 1.0)
 
 
-def method_policy(settings: Settings) -> MethodPolicy:
-    """Return the policy on methods.
+def method_policy(settings: Settings, pool: PoolSettings | None = None) -> MethodPolicy:
+    """Return the policy on methods, in a pool or in the default one.
 
     Raises:
         ConfigError: a rule allows what cannot be allowed.
     """
     policy = settings.policy
     return MethodPolicy(
-        isolation=_isolation(policy.isolation),
+        isolation=_isolation(policy.isolation if pool is None else pool.isolation),
         unknown_session_methods="allow" if policy.unknown_session_methods == "allow" else "deny",
         rules=tuple(
             OperatorRule(
@@ -121,6 +127,8 @@ def secrets_of(settings: Settings) -> tuple[str, ...]:
     files = [settings.admin.token_file, *(replica.token_file for replica in settings.replicas)]
     for rule in settings.policy.params:
         files += [reference.file for reference in secret_refs(rule.credentials)]
+    for pool in settings.pools:
+        files += [reference.file for reference in secret_refs(pool.env)]
     found = list(settings.secrets())
     for file in files:
         if file is not None:

@@ -204,6 +204,8 @@ def _replicas_example() -> Iterator[str]:
         "address": '"10.0.0.5:4321"',
         "token_env": '"CLI_A_TOKEN"',
         "token_file": '"/run/secrets/cli-a"',
+        "weight": "1",
+        "backup": "false",
     }
     for key, meaning in REPLICA_KEYS.items():
         yield from _comment(meaning)

@@ -369,6 +369,29 @@ def variables() -> Kind[tuple[tuple[str, str], ...]]:
     return Kind("table", read, read_text, show)
 
 
+def environment() -> Kind[dict[str, Any] | None]:
+    """A table of environment variables, each as text or as ``{ env = "X" }``, ``{ file = "x" }``.
+
+    What its name says is a secret must not stand in the file itself.
+    """
+
+    def read(value: object) -> dict[str, Any]:
+        if not isinstance(value, dict):
+            raise ValueError('must be a table, such as { NAME = "value" }')
+        for name, one in value.items():
+            if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+                raise ValueError("must hold names of environment variables")
+            if not isinstance(one, dict):
+                text_of(one)
+        secret = {name for name in value if _SECRET_VARIABLE.search(name)}
+        read = {name: _credential(name, one, secret=name in secret) for name, one in value.items()}
+        if any(isinstance(one, dict) for one in read.values()):
+            raise ValueError('must name secrets as { env = "VARIABLE" } or { file = "path" }')
+        return read
+
+    return Kind("table", read, _no_text, _shown_table)
+
+
 def mapping(*words: str) -> Kind[tuple[tuple[str, str], ...]]:
     """Names to one of a few words: a TOML table, or ``A=word,B=word``."""
 
@@ -417,6 +440,7 @@ class SecretRef:
 
 _SECRET_KEYS = frozenset({"apiKey", "bearerToken", "gitHubToken", "token"})
 _SECRET_TABLES = frozenset({"headers"})
+_SECRET_VARIABLE = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|API_?KEY", re.IGNORECASE)
 
 
 def json_table() -> Kind[dict[str, Any] | None]:

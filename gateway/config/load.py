@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from gateway.config.kinds import Address, SecretRef, path, secret, text_of
+from gateway.config.kinds import Address, SecretRef, boolean, integer, path, secret, text_of
 from gateway.config.settings import (
     CONFIG_VARIABLE,
     ENV_PREFIX,
@@ -27,6 +27,7 @@ from gateway.config.settings import (
     SETTINGS,
     SPAWNED_NAME,
     TABLES,
+    PoolSettings,
     ReplicaSettings,
     Setting,
     Settings,
@@ -110,7 +111,8 @@ def build(
         if key in table:
             values[section][key] = _read_tables(name, table[key], where)
             origins[name] = "file"
-    named = _resolve_secrets(values["policy"], environ, where)
+    named = _resolve_secrets(values["policy"], "policy.", "params", "credentials", environ, where)
+    named |= _resolve_secrets(values[""], "", "pools", "env", environ, where)
     _refuse_unknown_variables(environ, named | _token_variables(document))
     for name, one in SETTINGS.items():
         table = _table(document, one.section)
@@ -135,7 +137,8 @@ def check(settings: Settings) -> None:
     Raises:
         ConfigError: the first such contradiction.
     """
-    if not (settings.replicas or settings.spawn.count or settings.discovery.sources):
+    isolated = any(pool.isolated for pool in settings.pools)
+    if not (settings.replicas or settings.spawn.count or settings.discovery.sources or isolated):
         raise ConfigError(
             "no replicas: start some with --spawn N (spawn.count) "
             "or name some with --replica HOST:PORT ([[replicas]])"
@@ -156,6 +159,7 @@ def check(settings: Settings) -> None:
     _check_listeners(settings)
     _check_jwt(settings)
     _check_policy(settings)
+    _check_pools(settings)
     _check_replicas(settings)
     if settings.registry.url.startswith("memory:") and settings.server.workers > 1:
         raise ConfigError("registry.url: memory:// serves one worker only; use sqlite or redis")
@@ -212,6 +216,38 @@ def _check_policy(settings: Settings) -> None:
         if tenant.name in names:
             raise ConfigError(f"two entries of tenants have the name {tenant.name}")
         names.add(tenant.name)
+
+
+def _check_pools(settings: Settings) -> None:
+    names = {"default"}
+    tenants: dict[str, str] = {}
+    for pool in settings.pools:
+        label = f"pools ({pool.name})"
+        if pool.name in names:
+            raise ConfigError(f"{label}: the name is taken")
+        names.add(pool.name)
+        for tenant in pool.tenants:
+            if tenant in tenants:
+                raise ConfigError(f"{label}: tenant {tenant} belongs to pool {tenants[tenant]}")
+            tenants[tenant] = pool.name
+        _check_isolation(pool, label)
+        if pool.isolated and settings.server.workers > 1:
+            raise ConfigError(
+                f"{label}: isolation = {pool.isolation} needs server.workers = 1: "
+                "only one process can start the CLI of a tenant or user"
+            )
+
+
+def _check_isolation(pool: PoolSettings, label: str) -> None:
+    default = PoolSettings()
+    for key in ("replicas", "routing", "storage") if pool.isolated else _ISOLATED_ONLY:
+        if getattr(pool, key) != getattr(default, key):
+            raise ConfigError(f"{label}: {key} does nothing with isolation = {pool.isolation}")
+    if not pool.isolated and not pool.replicas:
+        raise ConfigError(f"{label}: replicas must name some, unless isolation is tenant or user")
+
+
+_ISOLATED_ONLY = ("max_replicas", "idle_timeout", "env")
 
 
 _ORDERED = (
@@ -306,24 +342,31 @@ def _read_tables(name: str, value: object, where: str) -> tuple[Any, ...]:
         raise ConfigError(str(error)) from None
 
 
-def _resolve_secrets(values: dict[str, Any], environ: Mapping[str, str], where: str) -> set[str]:
-    """Look up the variables that credentials name; return their names."""
-    rules = values.get("params", ())
+def _resolve_secrets(
+    values: dict[str, Any],
+    section: str,
+    tables: str,
+    key: str,
+    environ: Mapping[str, str],
+    where: str,
+) -> set[str]:
+    """Look up the variables that a key of a list of tables names; return their names."""
+    entries = values.get(tables, ())
     named: set[str] = set()
-    for index, rule in enumerate(rules):
-        for reference in secret_refs(rule.credentials):
+    for index, entry in enumerate(entries):
+        for reference in secret_refs(getattr(entry, key)):
             if not reference.env:
                 continue
             named.add(reference.env)
-            label = f"{where}: policy.params[{index}].credentials"
+            label = f"{where}: {section}{tables}[{index}].{key}"
             if not environ.get(reference.env):
                 raise ConfigError(f"{label}: the environment has no {reference.env}")
             # Checked like any other secret.
             _read(secret().read, environ[reference.env], f"{label} ({reference.env})", private=True)
     if named:
-        values["params"] = tuple(
-            dataclasses.replace(rule, credentials=_with_values(rule.credentials, environ))
-            for rule in rules
+        values[tables] = tuple(
+            dataclasses.replace(entry, **{key: _with_values(getattr(entry, key), environ)})
+            for entry in entries
         )
     return named
 
@@ -454,7 +497,17 @@ def _replica(
         raise ConfigError(f"{label}: the environment has no {variable} (token_env)")
     if variable:
         token = _read(secret().read, environ[variable], f"{label}: {variable}", private=True)
-    return ReplicaSettings(name, made.address, token, path().read(file) if file else None)
+    try:
+        weight = integer(1, 256).read(entry["weight"]) if "weight" in entry else 1
+    except ValueError as error:
+        raise ConfigError(f"{label}: weight {error}, not {_clip(entry['weight'])}") from None
+    try:
+        backup = boolean().read(entry["backup"]) if "backup" in entry else False
+    except ValueError as error:
+        raise ConfigError(f"{label}: backup {error}, not {_clip(entry['backup'])}") from None
+    return ReplicaSettings(
+        name, made.address, token, path().read(file) if file else None, weight, backup
+    )
 
 
 def _check_replicas(settings: Settings) -> None:

@@ -26,6 +26,7 @@ from gateway.config.kinds import (
     choice,
     credentials,
     duration,
+    environment,
     integer,
     json_table,
     listing,
@@ -229,6 +230,15 @@ def _names(what: str, *, low: int = 0) -> Kind[tuple[str, ...]]:
 
 def _optional(kind: Kind[T]) -> Kind[T | None]:
     return cast("Kind[T | None]", kind)  # None is the default only, never read or shown.
+
+
+def _pool_name() -> Kind[str]:
+    def read(value: object) -> str:
+        if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9_-]{1,50}", value):
+            raise ValueError("must be 1 to 50 letters, digits and _ -")
+        return value
+
+    return Kind("name", read, read, lambda value: f'"{value}"')
 
 
 def _networks() -> Kind[tuple[str, ...]]:
@@ -531,6 +541,66 @@ class StorageSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class PoolSettings:
+    """One entry of ``[[pools]]``."""
+
+    name: str = setting(
+        _pool_name(), REQUIRED, "Name, for logs and the admin API; not `default`.", required=True
+    )
+    tenants: tuple[str, ...] = setting(
+        _names("tenant", low=1),
+        REQUIRED,
+        "Tenants that it serves; `*` for each one that no other pool names.",
+        required=True,
+    )
+    isolation: str = setting(
+        choice("shared", "tenant", "user"),
+        "shared",
+        "`shared`: its tenants share its replicas. `tenant`, `user`: each tenant, or each user, "
+        "has a CLI of its own, which is started when the first of its clients connects and has its "
+        "own home directory in `server.state_dir`; needs `server.workers = 1`.",
+    )
+    replicas: tuple[str, ...] = setting(
+        _names("pattern"),
+        (),
+        "Its replicas: names, or patterns such as `gpu-*`. The first pool that names a replica "
+        "has it. Required where `isolation` is `shared`, and only there.",
+    )
+    routing: str = setting(
+        choice("auto", "sticky", "free"), "auto", "As `routing.mode`, for its replicas."
+    )
+    storage: str = setting(
+        choice("auto", "local", "shared"), "auto", "As `storage.mode`, for its replicas."
+    )
+    max_replicas: int = setting(
+        integer(1, 10_000),
+        32,
+        "CLIs that may run at a time for `isolation` other than `shared`. Whoever would need one "
+        "more is answered with `-32012` and `retryAfterMs`, unless one that is not in use can be "
+        "ended for it.",
+    )
+    idle_timeout: float = setting(
+        duration(1.0),
+        600.0,
+        "Time after which a CLI that has no clients and no live sessions is ended. Its home stays, "
+        "and the next client starts it again.",
+    )
+    env: dict[str, Any] | None = setting(
+        environment(),
+        None,
+        "Further environment variables for each of its CLIs, as text or by name: "
+        '`{ env = "VARIABLE" }` or `{ file = "path" }`, read when the CLI starts. `{tenant}` and '
+        "`{user}` in a file's path stand for those whom the CLI is for.",
+        private=True,
+    )
+
+    @property
+    def isolated(self) -> bool:
+        """Whether each tenant or user has a CLI of its own."""
+        return self.isolation != "shared"
+
+
+@dataclass(frozen=True, slots=True)
 class ReplicaSettings:
     """One entry of ``[[replicas]]``: a CLI that runs elsewhere.
 
@@ -539,12 +609,16 @@ class ReplicaSettings:
         address: where it listens.
         token: its connection token if an environment variable gives it, else None.
         token_file: file that holds its connection token, or None. Wins over ``token``.
+        weight: share of new sessions relative to other replicas.
+        backup: it takes new sessions only while no other replica of its pool can.
     """
 
     name: str
     address: Address
     token: str | None = field(default=None, repr=False)
     token_file: Path | None = None
+    weight: int = 1
+    backup: bool = False
 
 
 def parse_replica(text: str) -> ReplicaSettings:
@@ -973,6 +1047,9 @@ REPLICA_KEYS = {
     "token_env": "Environment variable that holds its connection token. "
     f"Default: `{REPLICA_TOKEN_VARIABLE}`.",
     "token_file": "File that holds its connection token, read at start and at each reload.",
+    "weight": "Share of new sessions relative to other replicas, 1 to 256. Default: 1.",
+    "backup": "Whether it takes new sessions only while no other replica of its pool can. "
+    "Default: `false`.",
 }
 
 
@@ -1037,6 +1114,18 @@ limits = { connections = 100, sessions = 500, turns = 50 }
 user_limits = { messages_per_second = 50.0, bytes_per_second = "4MiB" }""",
         reloadable=True,
     )
+    pools: tuple[PoolSettings, ...] = table_list(
+        PoolSettings,
+        "Sets of replicas for some tenants. Tenants that no pool names share the replicas that no "
+        "pool names, to which `[routing]`, `[storage]` and `policy.isolation` apply.",
+        """\
+name = "acme"
+tenants = ["acme"]
+isolation = "user"
+max_replicas = 20
+idle_timeout = "15m"
+env = { GITHUB_TOKEN = { file = "/run/secrets/{tenant}/{user}" } }""",
+    )
     policy: PolicySettings = field(default_factory=PolicySettings)
     routing: RoutingSettings = field(default_factory=RoutingSettings)
     storage: StorageSettings = field(default_factory=StorageSettings)
@@ -1066,6 +1155,8 @@ user_limits = { messages_per_second = 50.0, bytes_per_second = "4MiB" }""",
         found += [replica.token for replica in self.replicas]
         for rule in self.policy.params:
             found += [reference.value for reference in secret_refs(rule.credentials)]
+        for pool in self.pools:
+            found += [reference.value for reference in secret_refs(pool.env)]
         return tuple(one for one in found if one)
 
     def get(self, name: str) -> Any:
