@@ -23,6 +23,7 @@ class Plan:
         recorded: prompts that are in the history, with their ``user.message`` events.
         missing: prompts that are not, in order: to be sent again.
         rerun: the model's answer to the last recorded prompt is to be asked for again.
+        own: that prompt was sent through here; else whoever sent it is the first to ask.
         missed: the final message that clients have not seen, if the turn was complete; else None.
         complete: the last recorded prompt was worked off.
     """
@@ -30,6 +31,7 @@ class Plan:
     recorded: list[tuple[Prompt, Event]] = field(default_factory=list)
     missing: list[Prompt] = field(default_factory=list)
     rerun: bool = False
+    own: bool = False
     missed: Event | None = None
     complete: bool = False
 
@@ -43,14 +45,14 @@ def plan(turn: Turn, history: Sequence[Event], *, processing: bool) -> Plan:
         processing: whether the resumed session works again by itself (pending permissions and tool
             calls were restored).
     """
-    messages = _user_messages(history)
+    messages = user_messages(history)
     recorded: list[tuple[Prompt, Event]] = []
     missing: list[Prompt] = []
-    taken = {prompt.message_id for prompt in turn.prompts if prompt.message_id is not None}
+    taken = {prompt.stored_as for prompt in turn.prompts if prompt.stored_as is not None}
     taken |= turn.message_ids
     for prompt in turn.prompts:
-        found = prompt.message_id if prompt.message_id in messages else None
-        if found is None and prompt.message_id is None:
+        found = prompt.stored_as if prompt.stored_as in messages else None
+        if found is None and prompt.stored_as is None:
             found = next(
                 (
                     message_id
@@ -74,7 +76,9 @@ def plan(turn: Turn, history: Sequence[Event], *, processing: bool) -> Plan:
     if complete:
         missed = _missed(tail or (), turn.last_message)
         return Plan(recorded, missing, missed=missed, complete=True)
-    return Plan(recorded, missing, rerun=not turn.aborting, complete=turn.aborting)
+    last = next(reversed(messages.values()), None)
+    own = any(event is last for _, event in recorded)
+    return Plan(recorded, missing, rerun=not turn.aborting, own=own, complete=turn.aborting)
 
 
 def is_cut(history: Sequence[Event]) -> bool:
@@ -88,7 +92,8 @@ def _data(event: Event) -> dict[str, Any]:
     return data if type(data) is dict else {}
 
 
-def _user_messages(history: Sequence[Event]) -> dict[str, Event]:
+def user_messages(history: Sequence[Event]) -> dict[str, Event]:
+    """Return the user messages of a history by their ids."""
     return {
         data["messageId"]: event
         for event in history
@@ -114,6 +119,11 @@ def _complete(tail: Sequence[Event]) -> bool:
         elif name in ("abort", "session.error"):
             return True
     return answered
+
+
+def last_word(history: Sequence[Event], last_seen: str | None) -> Event | None:
+    """Return the model's last message about the last prompt, unless it was the last one seen."""
+    return _missed(_since_last_prompt(history) or (), last_seen)
 
 
 def _missed(tail: Sequence[Event], last_seen: str | None) -> Event | None:

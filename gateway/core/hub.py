@@ -59,6 +59,7 @@ class Limits:
         handshake_timeout: time a replica has to answer the handshake.
         ask_timeout: time a replica has to answer a question of the gateway's.
         rebind_timeout: how long requests wait for a session to be live again.
+        registry_patience: how long a registry that is away is waited for.
         redial_delay: pause between attempts to reach a replica.
         retry_after: what clients are told to wait after a failure.
         linger: how long a turn goes on without its client.
@@ -78,6 +79,7 @@ class Limits:
     handshake_timeout: float = 5.0
     ask_timeout: float = 10.0
     rebind_timeout: float = 30.0
+    registry_patience: float = 10.0
     redial_delay: float = 0.1
     retry_after: float = 1.0
     linger: float = 300.0
@@ -416,20 +418,37 @@ class Hub:
 
     # Ownership and placement
 
-    async def registered(self, operation: str, call: Awaitable[T]) -> T:
-        """Await a registry call, counted, its failure in the client's terms."""
-        started = self.now()
-        try:
-            result = await call
-        except RegistryUnavailableError as error:
-            self.stats.registry_done(operation, self.now() - started, ok=False)
-            raise RpcError(
-                errors.REGISTRY_UNAVAILABLE,
-                "The registry of sessions is not available; nothing was changed",
-                {"retryAfterMs": int(self.limits.retry_after * 1000)},
-            ) from error
-        self.stats.registry_done(operation, self.now() - started, ok=True)
-        return result
+    async def registered(self, operation: str, call: Callable[[], Awaitable[T]]) -> T:
+        """Await a registry call, counted, its failure in the client's terms.
+
+        All of them may be repeated. A registry that is away is waited for, as its restart takes
+        seconds; placed sessions need it for nothing and go on meanwhile.
+
+        Args:
+            operation: name of the method, for the counters.
+            call: makes the call anew each time.
+
+        Raises:
+            RpcError: it stayed away for too long.
+        """
+        give_up = self.now() + self.limits.registry_patience
+        while True:
+            started = self.now()
+            try:
+                result = await call()
+            except RegistryUnavailableError as error:
+                now = self.now()
+                self.stats.registry_done(operation, now - started, ok=False)
+                if now >= give_up:
+                    raise RpcError(
+                        errors.REGISTRY_UNAVAILABLE,
+                        "The registry of sessions is not available; nothing was changed",
+                        {"retryAfterMs": int(self.limits.retry_after * 1000)},
+                    ) from error
+                await asyncio.sleep(self.limits.redial_delay)
+            else:
+                self.stats.registry_done(operation, self.now() - started, ok=True)
+                return result
 
     def _learned(self, placement: Placement) -> Placement:
         owners = self.owners
@@ -456,16 +475,16 @@ class Hub:
         if session is not None:
             placement = session.placement
         else:
-            placement = await self.registered("get", self.registry.get(session_id))
+            placement = await self.registered("get", lambda: self.registry.get(session_id))
         if placement is None:
             holder = await self._holder(session_id) if adopt and self._may_adopt(client) else None
             if holder is None:
                 raise SessionNotFoundError(session_id)
+            placement = await self.claim(client, session_id, holder)
             self.log.warning(
                 "session without an owner adopted",
                 extra={"session": session_id, "replica": holder, **client.who()},
             )
-            placement = await self.claim(client, session_id, holder)
         self._learned(placement)
         if not client.sees(placement.owner):
             # The client cannot tell this from a session that does not exist; the operator can.
@@ -505,7 +524,7 @@ class Hub:
         Raises:
             RpcError: the registry is not available.
         """
-        return await self.registered("owned_by", self.registry.owned_by(tenant, user))
+        return await self.registered("owned_by", lambda: self.registry.owned_by(tenant, user))
 
     async def known(self, session_ids: Iterable[str]) -> dict[str, Placement]:
         """Return the placements of those sessions that are recorded.
@@ -513,7 +532,7 @@ class Hub:
         Raises:
             RpcError: the registry is not available.
         """
-        return await self.registered("get_many", self.registry.get_many(session_ids))
+        return await self.registered("get_many", lambda: self.registry.get_many(session_ids))
 
     async def claim(
         self, client: Client, session_id: str, replica: str, *, unseen: bool = False
@@ -533,7 +552,7 @@ class Hub:
         return self._learned(
             await self.registered(
                 "claim",
-                self.registry.claim(
+                lambda: self.registry.claim(
                     session_id, client.owner, replica, self.placer.gateway_id, unseen=unseen
                 ),
             )
@@ -548,7 +567,7 @@ class Hub:
         Raises:
             RpcError: the id is taken, no replica is available, or the registry is not.
         """
-        recorded = await self.registered("get", self.registry.get(session_id))
+        recorded = await self.registered("get", lambda: self.registry.get(session_id))
         if recorded is None:
             holder = await self._holder(session_id)
             if holder is not None:
@@ -601,7 +620,10 @@ class Hub:
         """Take back the record of a session that was not made after all."""
         try:
             await self.registered(
-                "forget", self.registry.forget(placement.session_id, placement.epoch)
+                "forget",
+                lambda: self.registry.forget(
+                    placement.session_id, placement.epoch, self.placer.gateway_id
+                ),
             )
         except RpcError:
             self.log.warning(
@@ -671,7 +693,10 @@ class Hub:
 
         async def remove() -> None:
             try:
-                await self.registered("forget", self.registry.forget(session_id))
+                await self.registered(
+                    "forget",
+                    lambda: self.registry.forget(session_id, gateway_id=self.placer.gateway_id),
+                )
             except RpcError:
                 self.log.warning("record of a deleted session kept", extra={"session": session_id})
 
@@ -702,7 +727,7 @@ class Hub:
 
     async def _deliver_unknown(self, session_id: str) -> None:
         try:
-            placement = await self.registered("get", self.registry.get(session_id))
+            placement = await self.registered("get", lambda: self.registry.get(session_id))
         except RpcError:
             placement = None
         if placement is not None:

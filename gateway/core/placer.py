@@ -187,11 +187,11 @@ class Placer:
             record: Placement | None = seen
             if target != seen.replica:
                 record = await self._hub.registered(
-                    "move", registry.move(session.id, seen.epoch, target, self.gateway_id)
+                    "move", lambda: registry.move(session.id, seen.epoch, target, self.gateway_id)
                 )
             elif self.gateway_id is not None:
                 record = await self._hub.registered(
-                    "hold", registry.hold(session.id, seen.epoch, self.gateway_id)
+                    "hold", lambda: registry.hold(session.id, seen.epoch, self.gateway_id)
                 )
             if record is None:
                 raise SessionNotFoundError(session.id)
@@ -214,8 +214,22 @@ class Placer:
                 return placement.replica
         return name
 
+    async def leads(self, session_id: str) -> bool:
+        """Whether, of the gateways that hold a session, this is the one to act for all."""
+        if self.gateway_id is None:
+            return True
+        try:
+            holders = await self._hub.registered(
+                "holders", lambda: self._hub.registry.holders(session_id)
+            )
+        except RpcError:
+            return False
+        return min(holders, default=None) == self.gateway_id
+
     async def _held_elsewhere(self, session_id: str) -> bool:
-        holders = await self._hub.registered("holders", self._hub.registry.holders(session_id))
+        holders = await self._hub.registered(
+            "holders", lambda: self._hub.registry.holders(session_id)
+        )
         return bool(holders - {self.gateway_id})
 
     def _placed(self, session: Session, record: Placement) -> None:
@@ -294,7 +308,7 @@ class Placer:
         if dead is not None:
             await self.fence(dead)
         record = await hub.registered(
-            "move", hub.registry.move(session.id, seen.epoch, target, self.gateway_id)
+            "move", lambda: hub.registry.move(session.id, seen.epoch, target, self.gateway_id)
         )
         if record is None:
             raise SessionNotFoundError(session.id)
@@ -313,10 +327,14 @@ class Placer:
         if replica.fenced:
             return
         replica.fenced = True
-        incarnation = await self._hub.registered(
-            "fence_replica",
-            self._hub.registry.fence_replica(replica.name, replica.incarnation),
-        )
+        try:
+            incarnation = await self._hub.registered(
+                "fence_replica",
+                lambda: self._hub.registry.fence_replica(replica.name, replica.incarnation),
+            )
+        except RpcError:
+            replica.fenced = False
+            raise
         self.incarnations[replica.name] = max(incarnation, self.incarnations.get(replica.name, 0))
 
     # Hearing from others
@@ -426,6 +444,8 @@ class Placer:
         moving = session.moving
         assert moving is not None
         try:
+            if not session.quiet:
+                return  # Something came in since it was found idle.
             for binding in list(session.bindings):
                 binding.move_away()
             target = self.choose(session.id, without=replica.name)
@@ -435,7 +455,9 @@ class Placer:
             await hub.ask(replica, "sessions.close", {"sessionId": session.id})
             record = await hub.registered(
                 "move",
-                hub.registry.move(session.id, session.placement.epoch, target, self.gateway_id),
+                lambda: hub.registry.move(
+                    session.id, session.placement.epoch, target, self.gateway_id
+                ),
             )
             if record is not None:
                 self._placed(session, record)
@@ -456,12 +478,12 @@ class Placer:
         if self.gateway_id is None:
             return True
         give_up = hub.now() + _HANDS_OFF
-        await hub.registered("release", hub.registry.release([session.id], self.gateway_id))
+        await hub.registered("release", lambda: hub.registry.release([session.id], self.gateway_id))
         while await self._held_elsewhere(session.id):
             if hub.now() >= give_up:
                 await hub.registered(
                     "hold",
-                    hub.registry.hold(session.id, session.placement.epoch, self.gateway_id),
+                    lambda: hub.registry.hold(session.id, session.placement.epoch, self.gateway_id),
                 )
                 return False
             await asyncio.sleep(hub.limits.redial_delay)

@@ -7,6 +7,7 @@ that were never stored are sent again.
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -26,55 +27,127 @@ if TYPE_CHECKING:
 INTERRUPTED = "The replica died during this turn, and the turn could not be finished"
 
 
+OTHERS_PATIENCE = 2.0
+"""Seconds that a gateway waits for another one to carry on a turn that is rather the other's."""
+
+_OTHERS_POLL = 0.1
+"""Seconds between two looks at whether it has."""
+
+
 async def finish_turn(hub: Hub, binding: Binding, session: Session, link: Link) -> None:
     """Carry on the turn that was cut, if one was, after ``binding`` is attached again.
+
+    Of several clients that come back the first does it for all.
 
     Raises:
         LinkLostError: the replica died again: to be repeated.
         TimeoutError: it does not answer: likewise.
     """
+    async with session.recovering:
+        if not (session.turn.cut or binding.cut):
+            return
+        for stored_as, told in session.turn.aliases.items():
+            link.alias_message(stored_as, told)
+        if session.turn.cut and not hub.recovers_turns:
+            give_up(hub, session)
+            return
+        try:
+            if session.turn.cut:
+                await _carry_on(hub, binding, session, link)
+                session.turn.cut = False
+            else:
+                await _catch_up(hub, binding, session, link)
+        except RpcError as error:
+            # A CLI that lacks the means (before 1.0.102), or a session that cannot be worked on.
+            hub.log.warning(
+                "turn could not be finished",
+                extra={"session": session.id, "code": error.code, "reason": error.message},
+            )
+            give_up(hub, session)
+        binding.cut = False
+
+
+async def _catch_up(hub: Hub, binding: Binding, session: Session, link: Link) -> None:
+    """Tell a client what it missed of a turn that went on without it, for others."""
     turn = session.turn
-    if not (turn.busy or turn.prompts):
-        return
-    if not hub.recovers_turns:
-        give_up(hub, session)
-        return
     try:
-        await _carry_on(hub, binding, session, link)
-    except RpcError as error:
-        # A CLI that lacks the means (before 1.0.102), or a session that cannot be worked on.
-        hub.log.warning(
-            "turn could not be finished",
-            extra={"session": session.id, "code": error.code, "reason": error.message},
-        )
-        give_up(hub, session)
+        history = await _history(hub, session, link)
+    except RpcError:
+        history = []
+    messages = failover.user_messages(history)
+    for prompt in [one for one in turn.prompts if one.sender is binding and not one.answered]:
+        if prompt.seen or prompt.message_id in messages:
+            _accept(session, prompt, prompt.message_id)
+        else:
+            # It may still be in the CLI's queue, which cannot be looked into.
+            turn.refused(prompt)
+            prompt.sender.client.refuse(prompt.request, answers.turn_interrupted(session.id, None))
+    if not turn.busy:
+        missed = failover.last_word(history, binding.last_message)
+        if missed is not None:
+            binding.tell(missed)
+        binding.tell(_event("session.idle", {}))
+
+
+async def _history(hub: Hub, session: Session, link: Link) -> list[Event]:
+    said = await link.request(
+        "session.getMessages", {"sessionId": session.id}, hub.limits.rebind_timeout
+    )
+    history = said.get("events") if type(said) is dict else None
+    return history if type(history) is list else []
+
+
+async def _processing(hub: Hub, session: Session, link: Link) -> bool:
+    state = await link.request(
+        "session.metadata.isProcessing", {"sessionId": session.id}, hub.limits.rebind_timeout
+    )
+    return bool(type(state) is dict and state.get("processing"))
+
+
+async def _rerun(hub: Hub, session: Session, link: Link, *, first: bool) -> bool:
+    """Have the model asked again for the answer to the last prompt; False if others did.
+
+    The CLI would answer twice if two gateways asked, and nothing there tells them apart.
+
+    Args:
+        hub: the worker's hub.
+        session: the session; not at work a moment ago.
+        link: where to ask.
+        first: this gateway is the one to ask; any other does if nobody has for a while.
+    """
+    give_up_at = hub.now() + OTHERS_PATIENCE
+    while not first:
+        await asyncio.sleep(_OTHERS_POLL)
+        if not session.turn.busy or await _processing(hub, session, link):
+            return False
+        if hub.now() >= give_up_at:
+            break
+    if not first and not failover.is_cut(await _history(hub, session, link)):
+        return False
+    named = {"sessionId": session.id}
+    await link.request("session.sendMessages", {**named, "messages": []}, hub.limits.rebind_timeout)
+    return True
 
 
 async def _carry_on(hub: Hub, binding: Binding, session: Session, link: Link) -> None:
     turn = session.turn
     ask = hub.limits.rebind_timeout
-    named = {"sessionId": session.id}
-    state = await link.request("session.metadata.isProcessing", named, ask)
-    processing = bool(type(state) is dict and state.get("processing"))
-    said = await link.request("session.getMessages", named, ask)
-    history = said.get("events") if type(said) is dict else None
-    plan = failover.plan(turn, history if type(history) is list else [], processing=processing)
+    processing = await _processing(hub, session, link)
+    plan = failover.plan(turn, await _history(hub, session, link), processing=processing)
     for prompt, event in plan.recorded:
-        message_id = event["data"]["messageId"]
-        if not prompt.answered:
-            prompt.sender.client.respond(prompt.request, {"messageId": message_id})
-        turn.accepted(prompt, message_id)
+        _accept(session, prompt, event["data"]["messageId"])
         if not prompt.seen:
             prompt.seen = True
-            tell(session, event)
+            data = {**event["data"], "messageId": prompt.message_id}
+            tell(session, {**event, "data": data})
     if processing:
         await _restore_pending(binding, session, link, ask)
     elif plan.rerun:
-        await link.request("session.sendMessages", {**named, "messages": []}, ask)
+        await _rerun(hub, session, link, first=plan.own)
     elif plan.missed is not None:
         tell(session, plan.missed)
     for prompt in plan.missing:
-        await _send_again(session, prompt, link, ask)
+        await _send_again(binding, session, prompt, link, ask)
     hub.log.info(
         "turn carried on",
         extra={
@@ -100,23 +173,19 @@ async def revive_turn(hub: Hub, binding: Binding, session: Session, link: Link) 
         RpcError: it lacks the means.
     """
     turn = session.turn
-    ask = hub.limits.rebind_timeout
-    named = {"sessionId": session.id}
-    state = await link.request("session.metadata.isProcessing", named, ask)
-    if type(state) is dict and state.get("processing"):
-        turn.busy = True
-        # Whoever was shown the pending requests is not this client.
-        turn.asked.clear()
-        await _restore_pending(binding, session, link, ask)
-        return
-    said = await link.request("session.getMessages", named, ask)
-    history = said.get("events") if type(said) is dict else None
-    if failover.is_cut(history if type(history) is list else []):
-        turn.busy = True
-        await link.request("session.sendMessages", {**named, "messages": []}, ask)
-        hub.log.info(
-            "cut turn taken up", extra={"session": session.id, "replica": link.replica.name}
-        )
+    async with session.recovering:
+        if await _processing(hub, session, link):
+            turn.busy = True
+            # Whoever was shown the pending requests is not this client.
+            turn.asked.clear()
+            await _restore_pending(binding, session, link, hub.limits.rebind_timeout)
+        elif failover.is_cut(await _history(hub, session, link)):
+            turn.busy = True
+            if await _rerun(hub, session, link, first=await hub.placer.leads(session.id)):
+                hub.log.info(
+                    "cut turn taken up",
+                    extra={"session": session.id, "replica": link.replica.name},
+                )
 
 
 async def _restore_pending(binding: Binding, session: Session, link: Link, patience: float) -> None:
@@ -132,12 +201,22 @@ async def _restore_pending(binding: Binding, session: Session, link: Link, patie
         binding.tell(_event(event["type"], event["data"]))
 
 
-async def _send_again(session: Session, prompt: Prompt, link: Link, patience: float) -> None:
+def _accept(session: Session, prompt: Prompt, message_id: str | None) -> None:
+    """Note that the CLI has a prompt, and answer its sender if the CLI's answer was lost."""
+    unanswered = not prompt.answered
+    session.turn.accepted(prompt, message_id)
+    if unanswered:
+        prompt.sender.client.respond(prompt.request, {"messageId": prompt.message_id})
+
+
+async def _send_again(
+    binding: Binding, session: Session, prompt: Prompt, link: Link, patience: float
+) -> None:
     """Send a prompt that never reached the journal; its sender may have its answer already."""
     turn = session.turn
     if not prompt.repeatable:
         raise RpcError(errors.TURN_INTERRUPTED, INTERRUPTED)
-    if not prompt.answered and not prompt.sender.client.closed:
+    if not prompt.answered and prompt.sender is binding:
         # Sent anew as the client's own request, the CLI's answer reaches it by itself.
         turn.prompts.remove(prompt)
         prompt.sender.client.forward(link, prompt.sender, prompt.request)
@@ -150,11 +229,14 @@ async def _send_again(session: Session, prompt: Prompt, link: Link, patience: fl
 
     def accepted(result: Any) -> None:
         message_id = result.get("messageId") if type(result) is dict else None
+        _accept(session, prompt, message_id if type(message_id) is str else None)
         if type(message_id) is str and told is not None:
             # SDKs wait for the events of the id that they were told.
-            for binding in session.bindings:
-                if binding.link is not None:
-                    binding.link.alias_message(message_id, told)
+            prompt.resent_as = message_id
+            turn.aliases[message_id] = told
+            for one in session.bindings:
+                if one.link is not None:
+                    one.link.alias_message(message_id, told)
 
     turn.busy = True
     await link.request(prompt.request.method, params, patience, accepted)
@@ -163,7 +245,7 @@ async def _send_again(session: Session, prompt: Prompt, link: Link, patience: fl
 def give_up(hub: Hub, session: Session) -> None:
     """End a cut turn for everybody: nothing hangs, and nothing is said that is not known."""
     turn = session.turn
-    if not (turn.busy or turn.prompts):
+    if not turn.runs:
         return
     for prompt in turn.prompts:
         if not prompt.answered:
@@ -183,6 +265,8 @@ def tell(session: Session, event: Event) -> None:
     for binding in session.bindings:
         if binding.attached:
             binding.tell(event)
+            if event["type"] == "session.idle":
+                binding.cut = False
 
 
 def event_frame(session_id: str, event: Event) -> bytes:

@@ -81,9 +81,10 @@ class Session:
         turn: what is known of its turn.
         moving: done when the session has been taken to another replica; None while it stays.
         stored: a turn has ended, so that it is on disk for certain.
+        recovering: held by the one that carries on a cut turn.
     """
 
-    __slots__ = ("bindings", "id", "moving", "placement", "stored", "turn")
+    __slots__ = ("bindings", "id", "moving", "placement", "recovering", "stored", "turn")
 
     def __init__(self, placement: Placement) -> None:
         self.id = placement.session_id
@@ -92,6 +93,7 @@ class Session:
         self.turn = Turn()
         self.stored = False
         self.moving: asyncio.Future[None] | None = None
+        self.recovering = asyncio.Lock()
 
     def __repr__(self) -> str:
         """Return a diagnosis."""
@@ -173,6 +175,8 @@ class Binding:
         open: messages pass straight to the link.
         attached: the client created or resumed the session and has not left it.
         recipe: what it takes to attach again; None if it never was attached.
+        cut: the link was lost during a turn, of whose end the client has not heard since.
+        last_message: the last message of the model before that, as ``Turn.last_message``.
         waiting: messages that wait for the binding to open.
     """
 
@@ -182,6 +186,8 @@ class Binding:
         "_working",
         "attached",
         "client",
+        "cut",
+        "last_message",
         "link",
         "open",
         "recipe",
@@ -201,6 +207,8 @@ class Binding:
         self.open = False
         self.attached = False
         self.recipe: recipe.Recipe | None = None
+        self.cut = False
+        self.last_message: str | None = None
         self.waiting: deque[Request] = deque()
 
     def __repr__(self) -> str:
@@ -638,6 +646,7 @@ class Binding:
         if session is not None:
             session.turn.event(name, body)
             if name == "session.idle":
+                self.cut = False
                 session.stored = True
                 self._hub.tasks.call_later(0, self._hub.placer.idle, session)
                 self._hub.placer.stored(session)
@@ -691,6 +700,7 @@ class Binding:
     def link_lost(self) -> None:
         """Note that the link has ended; attach again if the client was attached."""
         self.link = None
+        self._turn_lost()
         self.open = False
         session = self.session
         if session is None:
@@ -699,6 +709,19 @@ class Binding:
             self._start()
         elif not self._working:
             self.leave()
+
+    def _turn_lost(self) -> None:
+        """Note that a turn, if one runs, is no longer followed on the client's link."""
+        session = self.session
+        if session is None or not self.attached or not session.turn.runs:
+            return
+        turn = session.turn
+        self.cut = True
+        self.last_message = turn.last_message
+        # While another client is attached the CLI goes on with it.
+        turn.cut = turn.cut or not any(
+            one.attached and one.link is not None for one in session.bindings
+        )
 
     @property
     def lingers(self) -> bool:
@@ -717,6 +740,7 @@ class Binding:
     def move_away(self) -> None:
         """Go where the session lives now: attached clients attach there, messages wait."""
         self._drop_link()
+        self._turn_lost()
         self.open = False
         if self.attached and not self.client.closed:
             self._start()

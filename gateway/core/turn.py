@@ -42,17 +42,19 @@ class Prompt:
     Attributes:
         sender: whose it is: the object to answer to (a binding).
         request: the message as it was sent, to be sent again if it never reached the journal.
-        message_id: the CLI's id for it, once known from the answer or the event.
+        message_id: the id that its sender was told or that its event had, once known.
+        resent_as: the CLI's own id for it after it was sent again, or None.
         answered: the sender has its answer.
         seen: its ``user.message`` was seen.
     """
 
-    __slots__ = ("answered", "message_id", "request", "seen", "sender")
+    __slots__ = ("answered", "message_id", "request", "resent_as", "seen", "sender")
 
     def __init__(self, sender: Any, request: Any) -> None:
         self.sender = sender
         self.request = request
         self.message_id: str | None = None
+        self.resent_as: str | None = None
         self.answered = False
         self.seen = False
 
@@ -60,6 +62,11 @@ class Prompt:
     def text(self) -> object:
         """What the user said."""
         return self.request.params.get("prompt")
+
+    @property
+    def stored_as(self) -> str | None:
+        """The id under which it would be in the journal, if known."""
+        return self.resent_as or self.message_id
 
     @property
     def repeatable(self) -> bool:
@@ -74,18 +81,22 @@ class Turn:
         busy: whether a turn runs.
         prompts: prompts that are not known to have been worked off, in order.
         started: whether the replica was seen at work since the last idle.
+        cut: it ran when the last link on which it was followed ended: it has to be carried on.
         aborting: the client asked for the end of the turn.
         asked: ids of permission and tool requests that clients were shown and that are open.
         answers: what clients answered to them: request id -> (method, params).
         last_message: id of the last ``assistant.message`` event that was seen, or None.
+        aliases: ids of prompts that were sent again -> those that their senders were told.
         message_ids: ids of the user messages seen in earlier turns of this attachment.
     """
 
     __slots__ = (
         "aborting",
+        "aliases",
         "answers",
         "asked",
         "busy",
+        "cut",
         "last_message",
         "message_ids",
         "prompts",
@@ -96,7 +107,9 @@ class Turn:
         self.busy = False
         self.prompts: list[Prompt] = []
         self.started = False
+        self.cut = False
         self.aborting = False
+        self.aliases: dict[str, str] = {}
         self.asked: set[str] = set()
         self.answers: dict[str, tuple[str, dict[str, Any]]] = {}
         self.last_message: str | None = None
@@ -184,9 +197,15 @@ class Turn:
         """End the turn; a prompt sent after its last look at the queue begins the next one."""
         self.prompts = [prompt for prompt in self.prompts if not (prompt.answered or prompt.seen)]
         self.busy = bool(self.prompts)
-        self.started = self.aborting = False
+        self.started = self.aborting = self.cut = False
+        self.aliases.clear()
         self.asked.clear()
         self.answers.clear()
+
+    @property
+    def runs(self) -> bool:
+        """Whether there is something to carry on."""
+        return self.busy or bool(self.prompts)
 
     def ended(self) -> None:
         """Note that nothing runs any more, whatever was known."""
