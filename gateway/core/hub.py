@@ -11,7 +11,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from gateway import errors
 from gateway.core import answers
@@ -35,6 +35,7 @@ from gateway.types import Identity, Owner, Placement, ReplicaSpec, Role
 if TYPE_CHECKING:
     from gateway.core.client import Client
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 DEFAULT_POOL = "default"
@@ -418,24 +419,28 @@ class Hub:
 
     # Ownership and placement
 
-    async def registered(self, operation: str, call: Callable[[], Awaitable[T]]) -> T:
-        """Await a registry call, counted, its failure in the client's terms.
+    async def registered(
+        self, call: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Call a method of the registry, counted, its failure in the client's terms.
 
         All of them may be repeated. A registry that is away is waited for, as its restart takes
         seconds; placed sessions need it for nothing and go on meanwhile.
 
         Args:
-            operation: name of the method, for the counters.
-            call: makes the call anew each time.
+            call: the method.
+            args: its arguments.
+            kwargs: its keyword arguments.
 
         Raises:
             RpcError: it stayed away for too long.
         """
+        operation = call.__name__
         give_up = self.now() + self.limits.registry_patience
         while True:
             started = self.now()
             try:
-                result = await call()
+                result = await call(*args, **kwargs)
             except RegistryUnavailableError as error:
                 now = self.now()
                 self.stats.registry_done(operation, now - started, ok=False)
@@ -475,7 +480,7 @@ class Hub:
         if session is not None:
             placement = session.placement
         else:
-            placement = await self.registered("get", lambda: self.registry.get(session_id))
+            placement = await self.registered(self.registry.get, session_id)
         if placement is None:
             holder = await self._holder(session_id) if adopt and self._may_adopt(client) else None
             if holder is None:
@@ -524,7 +529,7 @@ class Hub:
         Raises:
             RpcError: the registry is not available.
         """
-        return await self.registered("owned_by", lambda: self.registry.owned_by(tenant, user))
+        return await self.registered(self.registry.owned_by, tenant, user)
 
     async def known(self, session_ids: Iterable[str]) -> dict[str, Placement]:
         """Return the placements of those sessions that are recorded.
@@ -532,7 +537,7 @@ class Hub:
         Raises:
             RpcError: the registry is not available.
         """
-        return await self.registered("get_many", lambda: self.registry.get_many(session_ids))
+        return await self.registered(self.registry.get_many, session_ids)
 
     async def claim(
         self, client: Client, session_id: str, replica: str, *, unseen: bool = False
@@ -551,10 +556,12 @@ class Hub:
         assert client.owner is not None
         return self._learned(
             await self.registered(
-                "claim",
-                lambda: self.registry.claim(
-                    session_id, client.owner, replica, self.placer.gateway_id, unseen=unseen
-                ),
+                self.registry.claim,
+                session_id,
+                client.owner,
+                replica,
+                self.placer.gateway_id,
+                unseen=unseen,
             )
         )
 
@@ -567,7 +574,7 @@ class Hub:
         Raises:
             RpcError: the id is taken, no replica is available, or the registry is not.
         """
-        recorded = await self.registered("get", lambda: self.registry.get(session_id))
+        recorded = await self.registered(self.registry.get, session_id)
         if recorded is None:
             holder = await self._holder(session_id)
             if holder is not None:
@@ -620,10 +627,7 @@ class Hub:
         """Take back the record of a session that was not made after all."""
         try:
             await self.registered(
-                "forget",
-                lambda: self.registry.forget(
-                    placement.session_id, placement.epoch, self.placer.gateway_id
-                ),
+                self.registry.forget, placement.session_id, placement.epoch, self.placer.gateway_id
             )
         except RpcError:
             self.log.warning(
@@ -694,8 +698,7 @@ class Hub:
         async def remove() -> None:
             try:
                 await self.registered(
-                    "forget",
-                    lambda: self.registry.forget(session_id, gateway_id=self.placer.gateway_id),
+                    self.registry.forget, session_id, gateway_id=self.placer.gateway_id
                 )
             except RpcError:
                 self.log.warning("record of a deleted session kept", extra={"session": session_id})
@@ -727,7 +730,7 @@ class Hub:
 
     async def _deliver_unknown(self, session_id: str) -> None:
         try:
-            placement = await self.registered("get", lambda: self.registry.get(session_id))
+            placement = await self.registered(self.registry.get, session_id)
         except RpcError:
             placement = None
         if placement is not None:

@@ -187,11 +187,11 @@ class Placer:
             record: Placement | None = seen
             if target != seen.replica:
                 record = await self._hub.registered(
-                    "move", lambda: registry.move(session.id, seen.epoch, target, self.gateway_id)
+                    registry.move, session.id, seen.epoch, target, self.gateway_id
                 )
             elif self.gateway_id is not None:
                 record = await self._hub.registered(
-                    "hold", lambda: registry.hold(session.id, seen.epoch, self.gateway_id)
+                    registry.hold, session.id, seen.epoch, self.gateway_id
                 )
             if record is None:
                 raise SessionNotFoundError(session.id)
@@ -219,17 +219,13 @@ class Placer:
         if self.gateway_id is None:
             return True
         try:
-            holders = await self._hub.registered(
-                "holders", lambda: self._hub.registry.holders(session_id)
-            )
+            holders = await self._hub.registered(self._hub.registry.holders, session_id)
         except RpcError:
             return False
         return min(holders, default=None) == self.gateway_id
 
     async def _held_elsewhere(self, session_id: str) -> bool:
-        holders = await self._hub.registered(
-            "holders", lambda: self._hub.registry.holders(session_id)
-        )
+        holders = await self._hub.registered(self._hub.registry.holders, session_id)
         return bool(holders - {self.gateway_id})
 
     def _placed(self, session: Session, record: Placement) -> None:
@@ -308,7 +304,7 @@ class Placer:
         if dead is not None:
             await self.fence(dead)
         record = await hub.registered(
-            "move", lambda: hub.registry.move(session.id, seen.epoch, target, self.gateway_id)
+            hub.registry.move, session.id, seen.epoch, target, self.gateway_id
         )
         if record is None:
             raise SessionNotFoundError(session.id)
@@ -329,8 +325,7 @@ class Placer:
         replica.fenced = True
         try:
             incarnation = await self._hub.registered(
-                "fence_replica",
-                lambda: self._hub.registry.fence_replica(replica.name, replica.incarnation),
+                self._hub.registry.fence_replica, replica.name, replica.incarnation
             )
         except RpcError:
             replica.fenced = False
@@ -454,10 +449,7 @@ class Placer:
             # Closed before it is moved: at no time is it live twice.
             await hub.ask(replica, "sessions.close", {"sessionId": session.id})
             record = await hub.registered(
-                "move",
-                lambda: hub.registry.move(
-                    session.id, session.placement.epoch, target, self.gateway_id
-                ),
+                hub.registry.move, session.id, session.placement.epoch, target, self.gateway_id
             )
             if record is not None:
                 self._placed(session, record)
@@ -478,12 +470,11 @@ class Placer:
         if self.gateway_id is None:
             return True
         give_up = hub.now() + _HANDS_OFF
-        await hub.registered("release", lambda: hub.registry.release([session.id], self.gateway_id))
+        await hub.registered(hub.registry.release, [session.id], self.gateway_id)
         while await self._held_elsewhere(session.id):
             if hub.now() >= give_up:
                 await hub.registered(
-                    "hold",
-                    lambda: hub.registry.hold(session.id, session.placement.epoch, self.gateway_id),
+                    hub.registry.hold, session.id, session.placement.epoch, self.gateway_id
                 )
                 return False
             await asyncio.sleep(hub.limits.redial_delay)
