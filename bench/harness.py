@@ -1,0 +1,128 @@
+"""The data path alone, for counting: recorded messages through the core, without sockets.
+
+``python -m bench.harness LIBRARY`` is what :mod:`bench.instructions` runs under valgrind; LIBRARY
+is ``native/callgrind.c``, compiled. It prints how many messages each case fed, as JSON.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import json
+import sys
+import time
+from collections.abc import Callable
+
+from gateway.core.hub import Limits
+from gateway.wire.framing import encode
+from tests.support.playbook import Stage
+
+MESSAGES = 400
+"""Of each case; enough that what comes once does not matter."""
+
+WARM_UP = 100
+"""Messages before; the interpreter specializes code that has run for a while."""
+
+RUN_EVENTS = 160
+"""Events in one chunk of a burst: what a read of 64 KiB holds."""
+
+SESSION = "0f8fad5b-d9cb-469f-a165-70867728950e"
+
+_EVENT = (
+    '{"jsonrpc":"2.0","method":"session.event","params":{"sessionId":"%s","event":{"type":'
+    '"assistant.message_delta","data":{"messageId":"7c9e6679-7425-40de-944b-e07fc1f90ae7",'
+    '"deltaContent":"%s"},"ephemeral":true,"id":"00000000-0000-4000-8000-%012d",'
+    '"timestamp":"2026-01-01T00:00:00.000Z","parentId":null}}}'
+)
+_REQUEST = '{"jsonrpc":"2.0","id":%d,"method":"session.getMessages","params":{"sessionId":"%s"}}'
+_ANSWER = '{"jsonrpc":"2.0","id":%d,"result":{"events":[]}}'
+
+
+class _Nowhere:
+    """Takes bytes and keeps the last; implements :class:`gateway.core.ports.Sink`."""
+
+    def __init__(self) -> None:
+        self.last = b""
+
+    def write(self, data: bytes, /) -> None:
+        """Take bytes."""
+        self.last = data
+
+    def pause_reading(self) -> None:
+        """Ignore it: nothing is waited for."""
+
+    def resume_reading(self) -> None:
+        """Ignore it."""
+
+    def close(self) -> None:
+        """Ignore it: the run ends anyway."""
+
+    def abort(self) -> None:
+        """Ignore it."""
+
+    def is_closing(self) -> bool:
+        """Stay open."""
+        return False
+
+
+def _each(feed: Callable[[bytes], None], chunks: list[bytes]) -> None:
+    for chunk in chunks:
+        feed(chunk)
+
+
+async def count(begin: Callable[[], None], end: Callable[[str], None]) -> dict[str, int]:
+    """Feed every case between ``begin`` and ``end``; return the number of messages of each."""
+    stage = Stage(Limits())
+    await stage.adds("cli-0")
+    alice = await stage.client("alice")
+    await alice.creates(SESSION)
+    await stage.settle()
+    client, line = alice.core, stage.cli.line_of(alice)
+    # From here on nothing but the core itself is to be counted.
+    client.sink, line.link.sink = to_client, to_replica = _Nowhere(), _Nowhere()
+    stage.hub.now = time.monotonic
+    done: dict[str, int] = {}
+
+    def case(
+        name: str,
+        feed: Callable[[bytes], None],
+        chunks: list[bytes],
+        sink: _Nowhere,
+        messages: int = 1,
+    ) -> None:
+        warm = WARM_UP * len(chunks) // (MESSAGES + WARM_UP)
+        _each(feed, chunks[:warm])
+        begin()
+        _each(feed, chunks[warm:])
+        end(name)
+        if sink.last != chunks[-1]:
+            raise RuntimeError(f"{name}: not forwarded as it came")
+        done[name] = messages * (len(chunks) - warm)
+
+    total = MESSAGES + WARM_UP
+    ids = range(1_000_000, 1_000_000 + total)
+    requests = [encode((_REQUEST % (one, SESSION)).encode()) for one in ids]
+    answers = [encode((_ANSWER % one).encode()) for one in ids]
+    events = [
+        encode((_EVENT % (SESSION, "word " * 15, number)).encode())
+        for number in range(RUN_EVENTS * 40)
+    ]
+    case("request", client.feed, requests, to_replica)
+    case("answer", line.link.feed, answers, to_client)
+    case("event", line.link.feed, events[:total], to_client)
+    runs = [b"".join(events[at : at + RUN_EVENTS]) for at in range(0, len(events), RUN_EVENTS)]
+    case("event-run", line.link.feed, runs, to_client, RUN_EVENTS)
+    sys.stdout.write(json.dumps(done) + "\n")
+    await stage.close()
+    return done
+
+
+def main() -> int:
+    """Run all cases; counted only under valgrind."""
+    library = ctypes.CDLL(sys.argv[1])
+    asyncio.run(count(library.count_begin, lambda name: library.count_end(name.encode())))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
