@@ -19,7 +19,13 @@ from typing import Any
 from gateway.app.auditing import Audit, NoAudit, open_audit
 from gateway.app.caretaker import Caretaker
 from gateway.app.policies import check_policies, secrets_of
-from gateway.app.worker import Worker, routes_freely
+from gateway.app.pools import (
+    pool_of_replica,
+    recycle_policy,
+    routes_freely,
+    supervisor_settings,
+)
+from gateway.app.worker import Worker
 from gateway.app.workers import LocalWorker, WorkerProcess
 from gateway.config.load import check, reloaded
 from gateway.config.settings import REPLICAS, SETTINGS, TABLES, Settings
@@ -38,7 +44,7 @@ from gateway.io.admin import (
 from gateway.io.cli_binary import locate_cli
 from gateway.io.discovery import Discovery
 from gateway.io.logs import configure
-from gateway.io.supervisor import LOOPBACK, RestartPolicy, Supervisor, SupervisorSettings
+from gateway.io.supervisor import LOOPBACK, Supervisor
 from gateway.io.telemetry import merge_expositions
 from gateway.io.token_file import read_secret_file
 from gateway.routing.discovery import parse_source
@@ -117,15 +123,11 @@ class Gateway:
             return
         binary = await locate_cli(spawn.binary)
         self._supervisor = Supervisor(
-            SupervisorSettings(
+            supervisor_settings(
+                spawn,
                 count=spawn.count,
-                state_dir=self._settings.server.state_dir / "replicas",
+                folder=self._settings.server.state_dir / "replicas",
                 shared_storage=self._settings.storage.mode == "shared",
-                args=spawn.args,
-                env=dict(spawn.env),
-                start_timeout=spawn.start_timeout,
-                stop_timeout=spawn.stop_timeout,
-                restart=RestartPolicy(spawn.restart_delay, spawn.restart_delay_max),
             ),
             binary,
             self._replicas_changed,
@@ -253,7 +255,14 @@ class Gateway:
     def _publish(self) -> None:
         """Tell the workers which replicas there are and which of them do not run."""
         specs = [
-            ReplicaSpec(one.name, one.address.host, one.address.port, _replica_token(one))
+            ReplicaSpec(
+                one.name,
+                one.address.host,
+                one.address.port,
+                _replica_token(one),
+                one.weight,
+                one.backup,
+            )
             for one in self._settings.replicas
         ]
         if self._discovery is not None:
@@ -361,6 +370,8 @@ class Gateway:
     async def recycle(self, name: str) -> ReplicaInfo:
         """Restart a supervised replica."""
         info = await self._replica(name)
+        if any(await self._ask_all("recycle", name)):
+            return info
         if self._supervisor is None or not info.supervised:
             raise ConflictError(f"{name} was not started by this gateway")
         self._recycle(name)
@@ -381,14 +392,20 @@ class Gateway:
         info = await self._replica(name)
         pages = await self._ask_all("sessions", None, None, name)
         busy = any(session.busy for page in pages for session in page)
-        if self._moves_sessions and any(session.live for page in pages for session in page):
+        if self._moves_sessions(name) and any(session.live for page in pages for session in page):
             return False
         return not busy and not info.in_flight
 
-    @property
-    def _moves_sessions(self) -> bool:
-        """Whether a draining replica's sessions go elsewhere."""
-        return routes_freely(self._settings) and len(self._all_replicas) > 1
+    def _moves_sessions(self, name: str) -> bool:
+        """Whether a replica's sessions go elsewhere when it is drained."""
+        settings = self._settings
+        pool = pool_of_replica(settings.pools, name)
+        peers = [n for n in self._all_replicas if pool_of_replica(settings.pools, n) == pool]
+        if pool is None:
+            free = routes_freely(settings.routing.mode, settings.storage.mode)
+        else:
+            free = routes_freely(pool.routing, pool.storage)
+        return free and len(peers) > 1
 
     @property
     def _all_replicas(self) -> list[str]:
@@ -396,8 +413,7 @@ class Gateway:
         return [one.name for one in self._settings.replicas] + spawned
 
     def _recycle_policy(self) -> RecyclePolicy:
-        spawn = self._settings.spawn
-        return RecyclePolicy(spawn.recycle_age, spawn.recycle_sessions, spawn.recycle_memory)
+        return recycle_policy(self._settings.spawn)
 
     async def _reload_on_signal(self) -> None:
         try:

@@ -7,7 +7,8 @@ import logging
 import secrets
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from functools import partial
 from pathlib import Path
 
 from gateway import __version__
@@ -21,9 +22,18 @@ from gateway.app.policies import (
     serves,
     tenant_rules,
 )
+from gateway.app.pools import (
+    IsolatedPool,
+    examines_storage,
+    pool_of_replica,
+    pool_of_tenant,
+    replica_infos,
+    routes_freely,
+)
 from gateway.app.tasks import TaskGroup
-from gateway.config.settings import Settings
-from gateway.core.hub import Hub, Limits
+from gateway.config.settings import PoolSettings, Settings
+from gateway.core.client import Client
+from gateway.core.hub import DEFAULT_POOL, Hub, Limits, Serves
 from gateway.core.placer import DRAINING
 from gateway.core.ports import Authenticator
 from gateway.core.stats import Stats
@@ -68,18 +78,6 @@ def limits_of(settings: Settings) -> Limits:
     )
 
 
-def routes_freely(settings: Settings) -> bool:
-    """Whether a session may live on any replica: said, or known from shared storage."""
-    mode = settings.routing.mode
-    return mode == "free" or (mode == "auto" and settings.storage.mode == "shared")
-
-
-def examines_storage(settings: Settings) -> bool:
-    """Whether what is believed of the storage is compared with what replicas say."""
-    undecided = settings.routing.mode == "auto" and settings.storage.mode == "auto"
-    return undecided or routes_freely(settings)
-
-
 def flow_of(settings: Settings) -> Flow:
     """Return the options of connections."""
     flow = settings.flow
@@ -98,7 +96,7 @@ class Worker:
     """A process's share of the gateway.
 
     Attributes:
-        hub: the core.
+        hub: the core of the default pool; clients come in here.
         stats: its counters.
         draining: the end has begun.
         accepting: the listeners are open.
@@ -136,14 +134,46 @@ class Worker:
             timeout=settings.registry.timeout,
         )
         self._dialer = ReplicaDialer(self._flow)
-        health = settings.health
         self._jwt = jwt_authenticator(settings)
-        self.hub = Hub(
+        self._gateway_id = secrets.token_hex(8)
+        self._quotas = Quotas(time.monotonic, tenant_rules(settings))
+        self._checks_tokens = self._authenticator()
+        self._pools = settings.pools
+        self.hub = self._new_hub(None, serves(settings))
+        self.hub.home_of = self._home_of
+        self._probers = {self.hub.pool: self._new_prober(self.hub)}
+        self._shared: dict[str, Hub] = {self.hub.pool: self.hub}
+        self._isolated: dict[str, IsolatedPool] = {}
+        for pool in settings.pools:
+            if pool.isolated:
+                self._isolated[pool.name] = IsolatedPool(
+                    pool,
+                    lambda: self._settings,
+                    state_dir / "pools",
+                    partial(self._new_home, pool),
+                    self.tasks,
+                )
+            else:
+                hub = self._shared[pool.name] = self._new_hub(pool)
+                self._probers[pool.name] = self._new_prober(hub)
+        self._lease = Lease(self.hub, settings.registry.lease, lambda: self.hubs)
+
+    def _new_hub(self, pool: PoolSettings | None, whom: Serves | None = None) -> Hub:
+        """Return a hub for a pool, by default for the default one."""
+        settings = self._settings
+        health = settings.health
+        if pool is None:
+            routing, storage = settings.routing.mode, settings.storage.mode
+        else:
+            routing, storage = pool.routing, pool.storage
+        isolated = pool is not None and pool.isolated
+        return Hub(
+            pool=DEFAULT_POOL if pool is None else pool.name,
             registry=self._registry,
             dialer=self._dialer,
-            authenticator=self._authenticator(),
-            policy=method_policy(settings),
-            audit=audit,
+            authenticator=self._checks_tokens,
+            policy=method_policy(settings, pool),
+            audit=self._audit,
             tasks=self.tasks,
             stats=self.stats,
             clock=time.monotonic,
@@ -155,16 +185,48 @@ class Worker:
             adopt=settings.sessions.adopt,
             recovers_turns=settings.sessions.turn_recovery == "continue",
             durable=settings.sessions.durable,
-            free=routes_freely(settings),
-            gateway_id=secrets.token_hex(8),
+            free=not isolated and routes_freely(routing, storage),
+            gateway_id=self._gateway_id,
             slow_start=settings.routing.slow_start,
-            examines_storage=examines_storage(settings),
+            examines_storage=not isolated and examines_storage(routing, storage),
             param_rules=param_rules(settings),
-            quotas=Quotas(time.monotonic, tenant_rules(settings)),
-            serves=serves(settings),
+            quotas=self._quotas,
+            serves=whom,
         )
-        self._lease = Lease(self.hub, settings.registry.lease)
-        self._prober = Prober(self.hub, health.probe_interval, health.probe_timeout)
+
+    def _new_prober(self, hub: Hub) -> Prober:
+        health = self._settings.health
+        return Prober(hub, health.probe_interval, health.probe_timeout)
+
+    def _new_home(self, pool: PoolSettings, whom: Serves) -> tuple[Hub, Prober]:
+        """Return a hub for one tenant or user."""
+        hub = self._new_hub(pool, whom)
+        self._lease.cover(hub)
+        return hub, self._new_prober(hub)
+
+    def _home_of(self, identity: Identity) -> Hub:
+        pool = pool_of_tenant(self._pools, identity.tenant)
+        if pool is None:
+            return self.hub
+        if pool.isolated:
+            return self._isolated[pool.name].hub_for(identity)
+        return self._shared[pool.name]
+
+    @property
+    def hubs(self) -> list[Hub]:
+        """The hubs of all pools."""
+        isolated = [hub for pool in self._isolated.values() for hub in pool.hubs]
+        return [*self._shared.values(), *isolated]
+
+    @property
+    def shared_hubs(self) -> Collection[Hub]:
+        """The hubs of the pools that are not isolated."""
+        return self._shared.values()
+
+    @property
+    def isolated_pools(self) -> Collection[IsolatedPool]:
+        """The pools whose tenants or users have CLIs of their own."""
+        return self._isolated.values()
 
     def _authenticator(self) -> Authenticator:
         auth = self._settings.auth
@@ -183,7 +245,8 @@ class Worker:
         def holds(identity: Identity) -> bool:
             return identity.source in ended
 
-        self.hub.cut_identities(holds, "the token was revoked, changed or has expired")
+        for hub in self.hubs:
+            hub.cut_identities(holds, "the token was revoked, changed or has expired")
 
     async def start(self) -> None:
         """Open what the data path needs; replicas may be absent.
@@ -197,15 +260,22 @@ class Worker:
             await self._jwt.start()
         await self._registry.open()
         await self._lease.start()
+        for pool in self._isolated.values():
+            await pool.start()
 
     def set_replicas(self, specs: Sequence[ReplicaSpec], gone: Sequence[str] = ()) -> None:
         """Make these the replicas; those named ``gone`` are known not to run at present."""
-        self.hub.set_replicas(specs)
-        for name in gone:
-            replica = self.hub.replicas.get(name)
-            if replica is not None:
-                self.hub.note_gone(replica, "not running")
-        self._prober.follow()
+        by_pool: dict[str, list[ReplicaSpec]] = {name: [] for name in self._shared}
+        for spec in specs:
+            pool = pool_of_replica(self._pools, spec.name)
+            by_pool[DEFAULT_POOL if pool is None else pool.name].append(spec)
+        for pool_name, hub in self._shared.items():
+            hub.set_replicas(by_pool[pool_name])
+            for name in gone:
+                replica = hub.replicas.get(name)
+                if replica is not None:
+                    hub.note_gone(replica, "not running")
+            self._probers[pool_name].follow()
 
     async def listen(self, sockets: Sequence[socket.socket]) -> None:
         """Accept clients on bound sockets: those of ``server.listen``, then the listeners'."""
@@ -239,11 +309,14 @@ class Worker:
         Raises:
             ConfigError: a file that the policy needs cannot be used; nothing changed.
         """
-        methods, params = method_policy(settings), param_rules(settings)
+        params = param_rules(settings)
+        policies = {pool.name: method_policy(settings, pool) for pool in self._pools}
+        policies[DEFAULT_POOL] = method_policy(settings)
         self._settings = settings
         self._flow = self._dialer.flow = flow_of(settings)
-        self.hub.limits = limits_of(settings)
-        self.hub.change_rules(methods, params, tenant_rules(settings))
+        for hub in self.hubs:
+            hub.limits = limits_of(settings)
+            hub.change_rules(policies[hub.pool], params, tenant_rules(settings))
         configure(settings.log, secrets_of(settings))
         self._tokens.reload()
         self._reload_certificates()
@@ -261,10 +334,10 @@ class Worker:
             listener.stop()
         give_up = time.monotonic() + patience
         while True:
-            for client in list(self.hub.clients):
+            for client in self._clients():
                 if not client.busy:
                     client.cut("shutdown", "the gateway is shutting down")
-            if not self.hub.clients or time.monotonic() >= give_up:
+            if not self._clients() or time.monotonic() >= give_up:
                 break
             await asyncio.sleep(_DRAIN_POLL)
 
@@ -278,17 +351,24 @@ class Worker:
                 "drain is not known to other gateways",
                 extra={"replica": name, "reason": str(error)},
             )
-        self.hub.placer.marked(name, mark)
+        for hub in self.hubs:
+            hub.placer.marked(name, mark)
+
+    def _clients(self) -> list[Client]:
+        return [client for hub in self.hubs for client in hub.clients]
 
     async def close(self) -> None:
         """End everything."""
         for listener in self._listeners:
             await listener.close()
-        for client in list(self.hub.clients):
+        for client in self._clients():
             client.cut("shutdown", "the gateway is shutting down")
-        await self._prober.close()
-        self.hub.set_replicas([])
+        for prober in self._probers.values():
+            await prober.close()
+        for hub in self._shared.values():
+            hub.set_replicas([])
         await self.tasks.close()
+        await asyncio.gather(*(pool.close() for pool in self._isolated.values()))
         if self._jwt is not None:
             await self._jwt.close()
         await self._lease.close()
@@ -315,18 +395,21 @@ class WorkerControl:
 
     async def note_restarts(self, restarts: dict[str, int]) -> None:
         """Take over how often the supervisor restarted each replica, for the counters."""
+        known = {name for hub in self._worker.hubs for name in hub.replicas}
         for name, count in restarts.items():
-            if name in self._worker.hub.replicas:
+            if name in known:
                 self._worker.stats.replica(name).restarts = count
 
     async def readiness(self) -> Readiness:
         """Return whether new clients should be sent to this worker."""
-        replicas = self._worker.hub.replicas.values()
+        replicas = [one for hub in self._worker.hubs for one in hub.replicas.values()]
+        # Those that would be started for the next client can take its sessions.
+        room = sum(pool.room for pool in self._worker.isolated_pools)
         return Readiness(
             accepting=self._worker.accepting,
             draining=self._worker.draining,
-            replicas_up=sum(replica.health.accepts_new for replica in replicas),
-            replicas=len(replicas),
+            replicas_up=sum(replica.health.accepts_new for replica in replicas) + room,
+            replicas=len(replicas) + room,
         )
 
     async def metrics(self) -> bytes:
@@ -335,28 +418,9 @@ class WorkerControl:
 
     async def replicas(self) -> list[ReplicaInfo]:
         """Return the replicas as this worker sees them."""
-        infos = []
-        for name, replica in sorted(self._worker.hub.replicas.items()):
-            stats = replica.stats
-            infos.append(
-                ReplicaInfo(
-                    name=name,
-                    address=f"{replica.spec.host}:{replica.spec.port}",
-                    pool="default",
-                    state=replica.health.state.value,
-                    supervised=False,
-                    version=replica.version or None,
-                    links=stats.links,
-                    sessions=stats.sessions,
-                    in_flight=stats.in_flight,
-                    ejections=stats.ejections,
-                    restarts=stats.restarts,
-                    probe_seconds=stats.probe_seconds,
-                    served=stats.served,
-                    drained=replica.health.draining and not stats.sessions and not stats.in_flight,
-                    reason=None if replica.health.accepts_new else replica.health.reason,
-                )
-            )
+        infos = [info for hub in self._worker.shared_hubs for info in replica_infos(hub)]
+        for pool in self._worker.isolated_pools:
+            infos += await pool.replicas()
         return infos
 
     async def sessions(
@@ -374,11 +438,20 @@ class WorkerControl:
                 busy=session.turn.busy,
                 clients=len(session.bindings),
             )
-            for session in self._worker.hub.sessions.values()
+            for hub in self._worker.hubs
+            for session in hub.sessions.values()
             if (cursor is None or session.id > cursor)
             and tenant in (None, session.placement.owner.tenant)
             and replica in (None, session.placement.replica)
         ]
+
+    async def recycle(self, name: str) -> bool:
+        """Begin to start a replica anew that serves one tenant or user; whether there is one."""
+        for pool in self._worker.isolated_pools:
+            if pool.has(name):
+                pool.recycle(name)
+                return True
+        return False
 
     async def drain_replica(self, name: str, draining: bool) -> None:
         """Start or end the draining of a replica."""

@@ -243,6 +243,10 @@ def _check_isolation(pool: PoolSettings, label: str) -> None:
     for key in ("replicas", "routing", "storage") if pool.isolated else _ISOLATED_ONLY:
         if getattr(pool, key) != getattr(default, key):
             raise ConfigError(f"{label}: {key} does nothing with isolation = {pool.isolation}")
+    if pool.isolation == "tenant" and any(
+        "{user}" in str(reference.file) for reference in secret_refs(pool.env)
+    ):
+        raise ConfigError(f"{label}: env names {{user}}, but a CLI serves a whole tenant")
     if not pool.isolated and not pool.replicas:
         raise ConfigError(f"{label}: replicas must name some, unless isolation is tenant or user")
 
