@@ -437,6 +437,7 @@ class WorkerControl:
                 live=session.live,
                 busy=session.turn.busy,
                 clients=len(session.bindings),
+                pool=hub.pool,
             )
             for hub in self._worker.hubs
             for session in hub.sessions.values()

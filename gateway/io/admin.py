@@ -178,6 +178,7 @@ class SessionInfo:
         live: it is in the replica's memory and has clients, or lingers for them.
         busy: a turn is running.
         clients: clients attached through this gateway.
+        pool: the pool of its tenant.
     """
 
     session: str
@@ -188,6 +189,7 @@ class SessionInfo:
     live: bool
     busy: bool = False
     clients: int = 0
+    pool: str = "default"
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from gateway.app.auditing import NoAudit
 from gateway.app.worker import Worker
 from gateway.app.workers import LocalWorker
 from gateway.config.kinds import Address
-from gateway.config.settings import SECTIONS, Settings
+from gateway.config.settings import SECTIONS, PoolSettings, Settings
 from gateway.io.token_file import edit_tokens
 from gateway.policy.tokens import ENTROPY_BYTES, make_record, make_token
 from gateway.types import ReplicaSpec, Role
@@ -288,6 +288,7 @@ class LocalGateway:
         folder: Path,
         *replicas: FakeCli | RealCli,
         registry: str = "memory://",
+        pools: Iterable[PoolSettings] = (),
         **sections: Any,
     ) -> None:
         """``sections`` holds settings by section: ``limits={"max_frame": 100_000}``."""
@@ -306,7 +307,7 @@ class LocalGateway:
             for name in SECTIONS
             if name in defaults or name in sections
         }
-        self.settings = Settings(**built)
+        self.settings = Settings(**built, pools=tuple(pools))
         self._sock: Any = None
         self.worker: Worker = None  # type: ignore[assignment]
 
@@ -320,7 +321,9 @@ class LocalGateway:
         self.port = self._sock.getsockname()[1]
         await self.worker.listen([self._sock])
         self.worker.set_replicas([spec_of(one) for one in self._replicas])
-        await eventually(lambda: all(r.reachable for r in self.worker.hub.replicas.values()))
+        await eventually(
+            lambda: all(r.reachable for hub in self.worker.hubs for r in hub.replicas.values())
+        )
         return self
 
     async def __aexit__(self, *exc: object) -> None:
@@ -343,7 +346,11 @@ class LocalGateway:
 
     def replica_of(self, session_id: str) -> str:
         """Return the name of the replica where a session in use lives."""
-        return self.worker.hub.sessions[session_id].placement.replica
+        return next(
+            hub.sessions[session_id].placement.replica
+            for hub in self.worker.hubs
+            if session_id in hub.sessions
+        )
 
 
 def spec_of(cli: FakeCli | RealCli) -> ReplicaSpec:
