@@ -289,6 +289,7 @@ async def test_replicas(api: Api) -> None:
         "probe_seconds": None,
         "drained": False,
         "reason": None,
+        "served": 0,
     }
 
 
