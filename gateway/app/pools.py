@@ -26,6 +26,7 @@ from gateway.config.kinds import SecretRef
 from gateway.config.settings import PoolSettings, Settings, SpawnSettings
 from gateway.core import answers
 from gateway.core.hub import Hub, Serves
+from gateway.core.replica import Replica
 from gateway.errors import ConfigError, StartupError
 from gateway.io.admin import ReplicaInfo
 from gateway.io.cli_binary import locate_cli
@@ -101,11 +102,19 @@ def replica_infos(hub: Hub) -> list[ReplicaInfo]:
                 restarts=stats.restarts,
                 probe_seconds=stats.probe_seconds,
                 served=stats.served,
-                drained=replica.health.draining and not stats.sessions and not stats.in_flight,
+                drained=_drained(hub, replica),
                 reason=None if replica.health.accepts_new else replica.health.reason,
             )
         )
     return infos
+
+
+def _drained(hub: Hub, replica: Replica) -> bool:
+    """Whether a replica can be stopped: nothing runs on it, and what can be moved is gone."""
+    if not replica.health.draining or replica.stats.in_flight:
+        return False
+    sessions = [s for s in hub.sessions.values() if s.placement.replica == replica.name and s.live]
+    return not sessions if hub.placer.free else not any(s.turn.busy for s in sessions)
 
 
 class Cell:

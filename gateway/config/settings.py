@@ -885,7 +885,8 @@ class SessionsSettings:
         choice("admin", "never", "tenant"),
         "admin",
         "Who may resume a session that a replica knows but that has no recorded owner, and so "
-        "become its owner: admins, nobody, or anyone.",
+        "become its owner: `admin`, administrators of tenant `default`; `never`, nobody; `tenant`, "
+        "anyone, which suits gateways of one tenant.",
         reloadable=True,
     )
     turn_recovery: str = setting(

@@ -506,7 +506,10 @@ class Hub:
     def _may_adopt(self, client: Client) -> bool:
         assert client.identity is not None
         return self._adopt == "tenant" or (
-            self._adopt == "admin" and client.identity.role is Role.ADMIN
+            # Whose it was is not known: nobody but the operator may look.
+            self._adopt == "admin"
+            and client.identity.role is Role.ADMIN
+            and client.identity.tenant == OPERATOR_TENANT
         )
 
     async def _holder(self, session_id: str) -> str | None:
@@ -758,6 +761,10 @@ _NOBODY = Owner("", "")
 
 _NOBODY_SECONDS = 5.0
 """How long a session is remembered as nobody's: it may be claimed by another worker meanwhile."""
+
+
+OPERATOR_TENANT = "default"
+"""The tenant of the static token and of gateways without authentication."""
 
 
 def _taken(method: str, session_id: str) -> RpcError:

@@ -54,6 +54,18 @@ MAX_ALIASES = 16
 """Message ids that are replaced on a link: one per prompt that was lost with a replica."""
 
 
+_SERVER_SHUTTING_DOWN = -32000
+"""The code with which a CLI refuses everything while it ends; clients never see it."""
+
+
+def _is_shutting_down(body: bytes) -> bool:
+    """Whether an error is the one with which a CLI refuses everything while it ends."""
+    return len(body) < _SHORT_ERROR_BYTES and str(_SERVER_SHUTTING_DOWN).encode() in body
+
+
+_SHORT_ERROR_BYTES = 1024
+"""Size that such an error does not reach: it says nothing of the request but its id."""
+
 _ASKS_A_PERSON = frozenset({"userInput.request", "exitPlanMode.request"})
 """What a replica may ask of a client that has gone: a person is waited for."""
 
@@ -414,6 +426,8 @@ class Link:
             if on_result is not None:
                 on_result(result)
             waiting.set_result(result)
+        elif type(error) is dict and error.get("code") == _SERVER_SHUTTING_DOWN:
+            waiting.set_exception(LinkLostError(f"{self.replica.name} is shutting down"))
         elif type(error) is dict:
             waiting.set_exception(
                 RpcError(
@@ -445,6 +459,11 @@ class Link:
             return _DROP
         if pending.link is not self:
             client.pending[key] = pending
+            return _DROP
+        if outcome == "error" and _is_shutting_down(data[body:end]):
+            # It has not done what was asked, and is about to go: as good as gone.
+            client.pending[key] = pending
+            self._after = self.close
             return _DROP
         self.replica.stats.in_flight -= 1
         ok = outcome == "result"

@@ -249,13 +249,15 @@ class Placer:
         self._releasing.add(session_id)
 
     def _release_now(self) -> None:
-        gone = [one for one in self._releasing if one not in self._live_ids()]
-        self._releasing.clear()
+        sessions = self._hub.sessions
+        used = {one for one in self._releasing if one in sessions and sessions[one].live}
+        opening = {one for one in self._releasing if one in sessions and sessions[one].opening}
+        gone = self._releasing - used - opening
+        self._releasing = opening - used
+        if self._releasing:
+            self._hub.tasks.call_later(_RELEASE_DELAY, self._release_now)
         if gone:
             self._hub.tasks.spawn(self._release(gone), "release sessions")
-
-    def _live_ids(self) -> set[str]:
-        return {session.id for session in self._hub.sessions.values() if session.live}
 
     async def _release(self, session_ids: Iterable[str]) -> None:
         assert self.gateway_id is not None

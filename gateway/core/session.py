@@ -14,6 +14,7 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from gateway import errors
 from gateway.core import answers, recipe, recovery
 from gateway.core.failover import Event
 from gateway.core.link import Link, LinkLostError
@@ -53,6 +54,14 @@ _CLASH_PAUSE = 0.1
 
 _DETACH_TIMEOUT = 5.0
 """Seconds that a replica has to detach a session before the link is closed instead."""
+
+
+def _may_pass(error: RpcError | SessionNotFoundError) -> bool:
+    """Whether an attempt to attach again may succeed later."""
+    return isinstance(error, RpcError) and error.code in (
+        errors.REPLICA_UNAVAILABLE,
+        errors.REGISTRY_UNAVAILABLE,
+    )
 
 
 def _is_clash(answer: bytes) -> bool:
@@ -106,6 +115,11 @@ class Session:
     def live(self) -> bool:
         """Whether a client of this worker is attached to it."""
         return any(binding.attached for binding in self.bindings)
+
+    @property
+    def opening(self) -> bool:
+        """Whether a client of this worker may be about to attach to it."""
+        return any(binding.opening for binding in self.bindings)
 
     @property
     def quiet(self) -> bool:
@@ -261,7 +275,8 @@ class Binding:
         try:
             while not self.client.closed:
                 if self.attached and self.link is None:
-                    await self._rebind()
+                    if not await self._rebind() and not self.waiting:
+                        break
                     continue
                 if not self.waiting:
                     break
@@ -390,12 +405,16 @@ class Binding:
         else:
             placement, fresh = self.session.placement, False
         session = hub.session(placement)
-        if not fresh:
-            self._join(session)
-            await hub.placer.occupy(session)
-        answer = await self._attach(request, session)
-        if answer is None and fresh:
-            await hub.forget(placement)
+        try:
+            if not fresh:
+                self._join(session)
+                await hub.placer.occupy(session)
+            answer = await self._attach(request, session)
+            if answer is None and fresh:
+                await hub.forget(placement)
+        finally:
+            if not session.live:
+                hub.placer.release_later(session.id)
         hub.audit.record(
             "session.create",
             **self.client.who(),
@@ -408,6 +427,14 @@ class Binding:
         hub = self._hub
         session = hub.session(placement)
         self._join(session)
+        try:
+            await self._occupy_and_attach(request, session)
+        finally:
+            if not session.live:
+                hub.placer.release_later(session.id)
+
+    async def _occupy_and_attach(self, request: Request, session: Session) -> None:
+        hub = self._hub
         await hub.placer.occupy(session)
         returns = await self._take_over(session)
         cut = returns or (hub.recovers_turns and not session.live and await self._cut(session))
@@ -520,12 +547,12 @@ class Binding:
 
     async def _cut(self, session: Session) -> bool:
         """Whether a session that is not live here was at work not long ago."""
-        replica = self._hub.replicas.get(session.placement.replica)
-        if replica is None:
-            return False
+        link = await self._reach(session)
         try:
-            found = await self._hub.ask(replica, "sessions.getMetadata", {"sessionId": session.id})
-        except (RpcError, LinkLostError):
+            found = await link.request(
+                "sessions.getMetadata", {"sessionId": session.id}, self._hub.limits.ask_timeout
+            )
+        except (RpcError, LinkLostError, TimeoutError):
             return False
         entry = found.get("session") if type(found) is dict else None
         modified = entry.get("modifiedTime") if type(entry) is dict else None
@@ -578,8 +605,11 @@ class Binding:
                 )
         self.client.write(framing.encode(text))
 
-    async def _rebind(self) -> None:
-        """Attach again, on the client's behalf, after the link was lost."""
+    async def _rebind(self) -> bool:
+        """Attach again, on the client's behalf, after the link was lost; False if it failed.
+
+        What may pass is tried again with the client's next message.
+        """
         session = self.session
         assert session is not None
         assert self.recipe is not None
@@ -593,32 +623,32 @@ class Binding:
                 await recovery.finish_turn(hub, self, session, link)
                 break
             except (RpcError, SessionNotFoundError) as refused:
-                if self.client.closed:
-                    return
                 error = refused
             except (LinkLostError, TimeoutError):
-                if self.client.closed:
-                    return
-                if hub.now() < give_up:
-                    await asyncio.sleep(hub.limits.redial_delay)
-                    continue
                 error = answers.replica_unavailable(self.session_id, hub.limits.retry_after)
+            if self.client.closed:
+                return False
+            if hub.now() < give_up and _may_pass(error):
+                await asyncio.sleep(hub.limits.redial_delay)
+                continue
             hub.stats.sessions_failed += 1
             hub.log.warning(
                 "session could not be made live again",
                 extra={"session": self.session_id, "reason": str(error)},
             )
             recovery.give_up(hub, session)
-            self.detached()
             self._drop_link()
+            if not _may_pass(error):
+                self.detached()
             self._refuse_waiting(error)
-            return
+            return False
         hub.stats.sessions_rebound += 1
         hub.log.info(
             "session is live again",
             extra={"session": self.session_id, "replica": link.replica.name},
         )
         self._flush()
+        return True
 
     async def _resume_silently(self, link: Link, session: Session) -> None:
         timeout = self._hub.limits.rebind_timeout
@@ -725,8 +755,25 @@ class Binding:
 
     @property
     def lingers(self) -> bool:
-        """Whether its turn goes on if the client is lost."""
-        return self.attached and self.session is not None and self.session.turn.busy
+        """Whether its turn goes on for its sake if the client is lost.
+
+        Not if somebody else is attached: the CLI goes on for them, and would wait for this one.
+        """
+        session = self.session
+        return (
+            self.attached
+            and session is not None
+            and session.turn.busy
+            and not any(
+                one.attached and one is not self and not one.client.closed
+                for one in session.bindings
+            )
+        )
+
+    @property
+    def opening(self) -> bool:
+        """Whether it is on its way to being open."""
+        return self._working
 
     @property
     def active(self) -> bool:

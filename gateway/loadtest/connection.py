@@ -145,7 +145,7 @@ class Connection(asyncio.Protocol):
         self._write(envelope.request_frame(self._last_id, method, params))
         return future
 
-    async def call(self, method: str, params: dict[str, Any], timeout: float) -> Any:  # noqa: ASYNC109
+    async def call(self, method: str, params: dict[str, Any], timeout: float) -> Any:
         """Send a request and return its result.
 
         Raises:

