@@ -37,7 +37,7 @@ from gateway.core.hub import DEFAULT_POOL, Hub, Limits, Serves
 from gateway.core.placer import DRAINING
 from gateway.core.ports import Authenticator
 from gateway.core.stats import Stats
-from gateway.errors import RegistryUnavailableError
+from gateway.errors import RegistryUnavailableError, StartupError
 from gateway.io.admin import Readiness, ReplicaInfo, SessionInfo
 from gateway.io.authenticator import EVERYBODY, NoAuthenticator, TokenAuthenticator
 from gateway.io.connections import Flow, ReplicaDialer
@@ -56,6 +56,12 @@ from gateway.routing.health import HealthPolicy
 from gateway.types import Identity, ReplicaSpec
 
 log = logging.getLogger("gateway")
+
+_REGISTRY_PATIENCE = 10.0
+"""Seconds for which a registry that does not answer at the start is waited for."""
+
+_REGISTRY_PAUSE = 0.5
+"""Seconds between two attempts to open it."""
 
 _DRAIN_POLL = 0.05
 """Seconds between two looks at whether clients still have work under way."""
@@ -258,10 +264,29 @@ class Worker:
         self.tasks.spawn(self._tokens.watch(self._settings.auth.token_poll), "token watch")
         if self._jwt is not None:
             await self._jwt.start()
-        await self._registry.open()
+        await self._open_registry()
         await self._lease.start()
         for pool in self._isolated.values():
             await pool.start()
+
+    async def _open_registry(self) -> None:
+        """Open the registry; one on another machine may be starting at the same time.
+
+        Raises:
+            StartupError: it cannot be used.
+        """
+        remote = "redis" in self._settings.registry.url.partition(":")[0]
+        give_up = time.monotonic() + (_REGISTRY_PATIENCE if remote else 0.0)
+        while True:
+            try:
+                await self._registry.open()
+            except StartupError as error:
+                if time.monotonic() >= give_up:
+                    raise
+                log.warning("waiting for the registry", extra={"reason": str(error)})
+                await asyncio.sleep(_REGISTRY_PAUSE)
+            else:
+                return
 
     def set_replicas(self, specs: Sequence[ReplicaSpec], gone: Sequence[str] = ()) -> None:
         """Make these the replicas; those named ``gone`` are known not to run at present."""
