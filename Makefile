@@ -72,8 +72,8 @@ fmt: $(PYTHON_STAMP) ## Format the sources and fix what can be fixed
 	@$(BIN)/ruff check --quiet --fix $(SOURCES)
 
 .PHONY: bench
-bench: $(PYTHON_STAMP) $(CLI_STAMP) test-servers ## Benchmarks: direct, HAProxy and the gateway
-	@$(BIN)/python -m bench $(BENCH_ARGS)
+bench: $(PYTHON_STAMP) $(CLI_STAMP) test-servers ## Benchmarks, and the pages that show them (BENCH_ARGS: a part)
+	@$(BIN)/python -m bench $(or $(BENCH_ARGS),all --publish)
 
 .PHONY: clean
 clean: ## Remove all that was set up or generated

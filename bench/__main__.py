@@ -4,13 +4,28 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from bench import compare, plot, report, results, runner, scenarios, sdk
+from bench import (
+    capacity,
+    cli_cost,
+    compare,
+    instructions,
+    plot,
+    report,
+    results,
+    runner,
+    scenarios,
+    sdk,
+)
+from bench.native import ROOT
 from bench.results import BenchError, Result
 from bench.targets import TARGETS
 
+README = Path(__file__).resolve().parent / "README.md"
+FRONT_PAGE = ROOT / "README.md"
+CAPACITY_PAGE = ROOT / "docs" / "explanation" / "capacity.md"
 RESULTS = Path(__file__).resolve().parent / "results"
 
 
@@ -30,12 +45,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.set_defaults(
-        run=_run_all, scenarios=None, targets=None, out=None, **_settings_defaults()
+        run=_run_all,
+        scenarios=None,
+        targets=None,
+        out=None,
+        publish=False,
+        **_settings_defaults(),
     )
     commands = parser.add_subparsers(title="commands")
 
-    everything = commands.add_parser("all", help="every scenario and the real SDKs (the default)")
+    everything = commands.add_parser("all", help="everything there is (the default)")
     everything.set_defaults(run=_run_all)
+    everything.add_argument(
+        "--publish", action="store_true", help="put the results into the documentation"
+    )
     some = commands.add_parser("run", help="some scenarios, on some targets")
     some.set_defaults(run=_run_some)
     proxies = commands.add_parser("proxies", help="the short comparison with HAProxy")
@@ -50,6 +73,21 @@ def _parser() -> argparse.ArgumentParser:
     sdks.add_argument("--cli", type=Path, help="the Copilot CLI (default: looked for)")
     sdks.add_argument("--out", type=Path, help="result file (default: bench/results/DATE-sdk.json)")
     sdks.set_defaults(run=_run_sdk)
+
+    costs = commands.add_parser("cli", help="memory and CPU time of a real CLI")
+    costs.add_argument("--cli", type=Path, help="the Copilot CLI (default: looked for)")
+    costs.add_argument(
+        "--out", type=Path, help="result file (default: bench/results/DATE-cli.json)"
+    )
+    costs.set_defaults(run=_run_cli)
+
+    counted = commands.add_parser(
+        "instructions", help="instructions per message of the gateway's own code, by callgrind"
+    )
+    counted.add_argument(
+        "--out", type=Path, help="result file (default: bench/results/DATE-instructions.json)"
+    )
+    counted.set_defaults(run=_run_instructions)
 
     listing = commands.add_parser("list", help="name the scenarios and the targets")
     listing.set_defaults(run=_list_all)
@@ -77,9 +115,9 @@ def _parser() -> argparse.ArgumentParser:
     plotted.set_defaults(run=_plot)
 
     published = commands.add_parser(
-        "publish", help="put tables and plots of a result file into bench/README.md"
+        "publish", help="put tables and plots of result files into the documentation"
     )
-    published.add_argument("result", type=Path)
+    published.add_argument("result", type=Path, nargs="+")
     published.set_defaults(run=_publish)
     return parser
 
@@ -135,14 +173,26 @@ def _scenarios(names: Sequence[str]) -> list[scenarios.Scenario]:
 def _run_all(arguments: argparse.Namespace) -> int:
     result = runner.run(scenarios.SCENARIOS, _targets(arguments), _settings(arguments))
     status = _finish(result, arguments.out or RESULTS / f"{result.date}.json")
-    for drawn in plot.draw(result, RESULTS / result.date):
-        print(f"plot: {drawn}", file=sys.stderr)
-    try:
-        real = sdk.run(sdk.ROUNDS)
-    except BenchError as error:
-        print(f"left out: real SDKs: {error}", file=sys.stderr)
-        return status
-    return _finish(real, RESULTS / f"{real.date}-sdk.json") or status
+    found = [result]
+    others: tuple[tuple[str, Callable[[], Result]], ...] = (
+        ("sdk", sdk.run),
+        ("cli", cli_cost.run),
+        ("instructions", instructions.run),
+    )
+    for name, run in others:
+        try:
+            other = run()
+        except BenchError as error:
+            print(f"left out: {name}: {error}", file=sys.stderr)
+            continue
+        status = _finish(other, RESULTS / f"{result.date}-{name}.json") or status
+        found.append(other)
+    if arguments.publish:
+        _publish_results(found)
+    else:
+        for drawn in plot.draw(result, RESULTS / result.date):
+            print(f"plot: {drawn}", file=sys.stderr)
+    return status
 
 
 def _run_some(arguments: argparse.Namespace) -> int:
@@ -164,6 +214,16 @@ def _run_sdk(arguments: argparse.Namespace) -> int:
     return _finish(result, arguments.out or RESULTS / f"{result.date}-sdk.json")
 
 
+def _run_cli(arguments: argparse.Namespace) -> int:
+    result = cli_cost.run(arguments.cli)
+    return _finish(result, arguments.out or RESULTS / f"{result.date}-cli.json")
+
+
+def _run_instructions(arguments: argparse.Namespace) -> int:
+    result = instructions.run()
+    return _finish(result, arguments.out or RESULTS / f"{result.date}-instructions.json")
+
+
 def _finish(result: Result, path: Path) -> int:
     results.save(result, path)
     print(_text(result))
@@ -172,7 +232,24 @@ def _finish(result: Result, path: Path) -> int:
 
 
 def _text(result: Result) -> str:
-    return sdk.text(result) if sdk.is_sdk(result) else report.text(result)
+    return _KINDS[_kind(result)](result)
+
+
+_KINDS: dict[str, Callable[[Result], str]] = {
+    "sdk": sdk.text,
+    "cli": cli_cost.text,
+    "instructions": instructions.text,
+    "scenarios": report.text,
+}
+"""How each kind of result is shown; the names are those of sections in ``bench/README.md``."""
+
+
+def _kind(result: Result) -> str:
+    if sdk.is_sdk(result):
+        return "sdk"
+    if cli_cost.is_cli(result):
+        return "cli"
+    return "instructions" if instructions.is_instructions(result) else "scenarios"
 
 
 def _list_all(arguments: argparse.Namespace) -> int:
@@ -206,15 +283,29 @@ def _plot(arguments: argparse.Namespace) -> int:
 
 
 def _publish(arguments: argparse.Namespace) -> int:
-    readme = Path(__file__).resolve().parent / "README.md"
-    result = results.load(arguments.result)
-    if sdk.is_sdk(result):
-        report.publish(readme, "sdk", sdk.text(result))
-        return 0
-    drawn = plot.draw(result, readme.parent / "plots")
-    images = "\n".join(f"![{each.stem}](plots/{each.name})" for each in drawn)
-    report.publish(readme, "scenarios", f"{report.text(result)}\n{images}\n")
+    _publish_results([results.load(path) for path in arguments.result])
     return 0
+
+
+def _publish_results(found: Sequence[Result]) -> None:
+    """Put results into the documentation; of a kind that comes twice, the last counts.
+
+    Raises:
+        BenchError: A page lacks the markers of its section.
+    """
+    kinds = {_kind(result): result for result in found}
+    for kind, result in kinds.items():
+        text = _text(result)
+        if kind == "scenarios":
+            drawn = plot.draw(result, README.parent / "plots")
+            images = "\n".join(f"![{each.stem}](plots/{each.name})" for each in drawn)
+            text = f"{text}\n{images}\n"
+            if short := report.proxies(result, scenarios.PROXIES):
+                report.publish(FRONT_PAGE, "table: proxies", short)
+        report.publish(README, kind, text)
+    sections = capacity.sections(kinds.get("scenarios"), kinds.get("cli"))
+    for section, text in sections.items():
+        report.publish(CAPACITY_PAGE, section, text)
 
 
 if __name__ == "__main__":

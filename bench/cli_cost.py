@@ -134,6 +134,9 @@ async def _drive(replica: Process, token: str, model_url: str) -> Round:
     cpu = _cpu_seconds(replica) - cpu
     used = await memory()
     events, received, sent = first.take_counts()
+    for session_id in sessions:
+        await first.call("session.destroy", {"sessionId": session_id}, _CALL_SECONDS)
+    kept = await memory()
     await first.close()
     turns = SESSIONS * TURNS
     return {
@@ -141,6 +144,7 @@ async def _drive(replica: Process, token: str, model_url: str) -> Round:
         "cli_memory_per_connection": (connected - start) / CONNECTIONS,
         "cli_memory_per_session": (created - before) / SESSIONS,
         "cli_memory_per_used_session": (used - before) / SESSIONS,
+        "cli_memory_kept_per_session": (kept - before) / SESSIONS,
         "cli_cpu_ms_per_turn": cpu / turns * 1000,
         "events_per_turn": events / turns,
         "bytes_per_turn": (received + sent) / turns,
@@ -199,6 +203,6 @@ def text(result: Result) -> str:
         rows.append([metric.title, f"{value:,.1f} {unit}".rstrip()])
     how = (
         f"CLI {result.machine['cli']}; {SESSIONS} sessions of {TURNS} turns each, answers streamed "
-        f"by a scripted model in {CHUNKS} pieces, no tools. {report.conditions(result)}"
+        f"by a scripted model in {CHUNKS} pieces, no tools. {report.taken(result)}"
     )
     return f"{report.table(rows)}\n\n{how}"

@@ -112,7 +112,6 @@ async def count(begin: Callable[[], None], end: Callable[[str], None]) -> dict[s
     case("event", line.link.feed, events[:total], to_client)
     runs = [b"".join(events[at : at + RUN_EVENTS]) for at in range(0, len(events), RUN_EVENTS)]
     case("event-run", line.link.feed, runs, to_client, RUN_EVENTS)
-    sys.stdout.write(json.dumps(done) + "\n")
     await stage.close()
     return done
 
@@ -120,7 +119,8 @@ async def count(begin: Callable[[], None], end: Callable[[str], None]) -> dict[s
 def main() -> int:
     """Run all cases; counted only under valgrind."""
     library = ctypes.CDLL(sys.argv[1])
-    asyncio.run(count(library.count_begin, lambda name: library.count_end(name.encode())))
+    done = asyncio.run(count(library.count_begin, lambda name: library.count_end(name.encode())))
+    sys.stdout.write(json.dumps(done) + "\n")
     return 0
 
 

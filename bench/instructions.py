@@ -16,9 +16,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-from bench import machine
+from bench import machine, report
 from bench.native import ROOT, has_header, library
 from bench.results import BenchError, Measured, Result, ScenarioResult
+from bench.stats import figures
 
 METRIC = "instructions_per_message"
 
@@ -113,3 +114,13 @@ def is_instructions(result: Result) -> bool:
     return bool(result.scenarios) and all(
         each.name.startswith(_PREFIX) for each in result.scenarios
     )
+
+
+def text(result: Result) -> str:
+    """The Markdown table of a result, with the conditions it was taken under."""
+    rows = [["", "instructions"]]
+    for scenario in result.scenarios:
+        counted = figures(scenario.targets["gateway"].rounds, METRIC)
+        title = scenario.title.removeprefix("instructions: ")
+        rows.append([title, *(f"{each:,.0f}" for each in counted)])
+    return f"{report.table(rows)}\n\n{report.taken(result)}"

@@ -44,6 +44,7 @@ METRICS: dict[str, Metric] = {
     "cli_memory_per_connection": Metric("memory per idle connection", "bytes", None),
     "cli_memory_per_session": Metric("memory per new session", "bytes", None),
     "cli_memory_per_used_session": Metric("memory per session with turns", "bytes", None),
+    "cli_memory_kept_per_session": Metric("of that, kept after it was closed", "bytes", None),
     "cli_cpu_ms_per_turn": Metric("CPU per turn", "ms", None, 1),
     "events_per_turn": Metric("events per turn", "", None, 1),
     "bytes_per_turn": Metric("bytes per turn, both ways", "bytes", None),

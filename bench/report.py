@@ -38,16 +38,21 @@ def text(result: Result) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def conditions(result: Result) -> str:
-    """Machine and settings, in two lines."""
-    machine, settings = result.machine, result.settings
+def taken(result: Result) -> str:
+    """When, of which commit and on what machine, in one line."""
+    machine = result.machine
     versions = [f"Python {machine['python']}"]
     versions += [machine[name] for name in ("haproxy", "nginx") if machine.get(name)]
-    lines = [
+    return (
         f"{result.date}, commit {machine['commit']}: {machine['cpu']}, {machine['cores']} cores, "
         f"{machine['memory_gib']} GiB, {machine['kernel']}, {', '.join(versions)}, "
         f"load average {machine['load_average']} at the start."
-    ]
+    )
+
+
+def conditions(result: Result) -> str:
+    """Machine and settings, in two lines."""
+    settings = result.settings
     how = f"Medians of {settings['rounds']} rounds"
     if "seconds" in settings:
         how += f" of {settings['seconds']:g} s"
@@ -55,8 +60,23 @@ def conditions(result: Result) -> str:
         cores = ", ".join(map(str, settings["proxy_cores"]))
         others = ", ".join(map(str, settings["load_cores"]))
         how += f"; proxy on core {cores}, load generator and replicas on {others}"
-    lines.append(how + "; ratios are taken within a round, with their range in brackets.")
-    return "\n".join(lines)
+    how += "; ratios are taken within a round, with their range in brackets."
+    return f"{taken(result)}\n{how}"
+
+
+def proxies(result: Result, names: Iterable[str]) -> str:
+    """The short table of scenarios: CPU per message of the baseline and the gateway."""
+    rows = [["CPU per message", TARGETS[BASELINE].title, "copilot-gateway", "ratio"]]
+    for name in names:
+        scenario = result.scenario(name)
+        if scenario is None or not {BASELINE, "gateway"} <= scenario.targets.keys():
+            continue
+        theirs, ours = (scenario.targets[each].rounds for each in (BASELINE, "gateway"))
+        metric = "cpu_us_per_message"
+        found = [summarize(figures(each, metric)) for each in (theirs, ours)]
+        cells = ["-" if each is None else f"{each.median:.2f} µs" for each in found]
+        rows.append([scenario.title, *cells, ratio_cell(ratios(ours, theirs, metric))])
+    return f"{table(rows)}\n\n{conditions(result)}" if len(rows) > 1 else ""
 
 
 def _scenario(scenario: ScenarioResult) -> str:

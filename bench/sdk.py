@@ -186,7 +186,9 @@ def _client(
 
 def is_sdk(result: Result) -> bool:
     """Whether ``result`` came from :func:`run`."""
-    return all(each.name.startswith(_PREFIX) for each in result.scenarios)
+    return bool(result.scenarios) and all(
+        each.name.startswith(_PREFIX) for each in result.scenarios
+    )
 
 
 def text(result: Result) -> str:

@@ -197,7 +197,7 @@ static ssize_t socket_send(struct connection *c, const void *data, size_t size) 
 
 static ssize_t socket_receive(struct connection *c, char *room, size_t size) {
 #ifdef HAVE_OPENSSL
-    if (c->tls) { /* until nothing is left, for what the library holds back wakes nobody */
+    if (c->tls) { /* a record at a time; as many as there is room for */
         size_t got = 0;
         while (got < size) {
             ssize_t n = tls_result(c, SSL_read(c->tls, room + got, (int)(size - got)));
@@ -302,9 +302,11 @@ static void send_create(struct connection *c, const char *id) {
 }
 
 static void send_work(struct connection *c) {
+    /* Answers of different replicas overtake one another, so the next in turn may still be busy;
+     * one is free, because fewer requests are under way than there may be. */
+    while (c->sessions[c->cursor].busy) c->cursor = (c->cursor + 1) % options.sessions;
     struct session *s = &c->sessions[c->cursor];
     c->cursor = (c->cursor + 1) % options.sessions;
-    if (s->busy) die("more requests outstanding than sessions");
     s->busy = true;
     s->answered = false;
     s->next_event = 0;
@@ -457,7 +459,7 @@ static void on_frame(struct connection *c, struct slice body) {
 }
 
 /* Read once and act on each complete frame. */
-static void on_readable(struct connection *c) {
+static void read_frames(struct connection *c) {
     struct buffer *in = input_for(&c->in);
     char *room = buffer_reserve(in, READ_CHUNK);
     size_t size = in->capacity - in->end;
@@ -483,6 +485,14 @@ static void on_readable(struct connection *c) {
         c->paused = true;
         watch_socket(c, EPOLL_CTL_MOD);
     }
+}
+
+static void on_readable(struct connection *c) {
+    read_frames(c);
+#ifdef HAVE_OPENSSL
+    /* What the library has taken off the socket and not handed out wakes nobody. */
+    while (c->tls && SSL_pending(c->tls) > 0) read_frames(c);
+#endif
 }
 
 static void on_writable(struct connection *c) {

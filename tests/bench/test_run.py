@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import shutil
+import ssl
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +15,8 @@ from typing import Any
 import pytest
 
 from bench import runner
-from bench.native import program
+from bench.certificate import Certificate
+from bench.native import program, speaks_tls
 from bench.process import Process
 from bench.results import BenchError
 from bench.scenarios import Scenario
@@ -83,6 +85,25 @@ def test_a_wrong_token_fails_the_run(stub: Process) -> None:
     done = loadgen(stub.port, "--work=request", token="wrong")
     assert done.returncode == 1
     assert "AUTHENTICATION_FAILED" in done.stderr
+
+
+async def test_answers_may_overtake_one_another(stub: Process) -> None:
+    """An answer is held back: its session is still busy when its turn comes again."""
+    held: list[bytes] = []
+    seen = 0
+
+    def edit(frame: bytes) -> bytes:
+        nonlocal seen
+        if b'"events":' not in frame:
+            return frame
+        seen += 1
+        if seen == 7:
+            held.append(frame)
+            return b""
+        return frame + held.pop() if seen == 30 else frame
+
+    done = await relay(edit, stub.port, "--work=request", "--sessions=10", "--outstanding=8")
+    assert report(done)["totals"]["responses"] > 20
 
 
 def test_watched_processes_report_cpu_and_memory(stub: Process) -> None:
@@ -161,6 +182,39 @@ async def test_what_a_proxy_could_do_wrong_fails_the_run(
 async def test_an_honest_relay_passes(stub: Process) -> None:
     done = await relay(lambda frame: frame, stub.port, "--work=stream", "--events=7")
     assert report(done)["totals"]["events"] > 0
+
+
+@pytest.mark.skipif(not speaks_tls(), reason="needs OpenSSL's headers")
+@pytest.mark.parametrize("work", ["connect", "request", "stream"])
+async def test_tls_is_spoken_end_to_end(stub: Process, tmp_path: Path, work: str) -> None:
+    certificate = Certificate.make(tmp_path)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate.path, certificate.key)
+    versions = set()
+
+    async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while data := await reader.read(65536):
+                writer.write(data)
+                await writer.drain()
+        except (ConnectionError, ssl.SSLError):
+            pass
+        finally:
+            writer.close()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        versions.add(writer.get_extra_info("ssl_object").version())
+        upstream, sink = await asyncio.open_connection("127.0.0.1", stub.port)
+        await asyncio.gather(forward(reader, sink), forward(upstream, writer))
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)
+    async with server:
+        port: int = server.sockets[0].getsockname()[1]
+        arguments = [f"--work={work}", "--connections=3", "--events=40", "--event-bytes=20000"]
+        done = await asyncio.to_thread(loadgen, port, "--tls", *arguments)
+    totals = report(done)["totals"]
+    assert totals["requests"] == totals["responses"] > 3
+    assert versions == {"TLSv1.3"}
 
 
 @pytest.mark.parametrize(
