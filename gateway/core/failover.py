@@ -48,11 +48,13 @@ def plan(turn: Turn, history: Sequence[Event], *, processing: bool) -> Plan:
     messages = user_messages(history)
     recorded: list[tuple[Prompt, Event]] = []
     missing: list[Prompt] = []
-    taken = {prompt.stored_as for prompt in turn.prompts if prompt.stored_as is not None}
+    taken = {one for prompt in turn.prompts for one in (prompt.resent_as, prompt.message_id)}
     taken |= turn.message_ids
     for prompt in turn.prompts:
-        found = prompt.stored_as if prompt.stored_as in messages else None
-        if found is None and prompt.stored_as is None:
+        # A link shows the journal with the ids that clients were told, once it knows them.
+        known = (prompt.resent_as, prompt.message_id)
+        found = next((one for one in known if one in messages), None)
+        if found is None and known == (None, None):
             found = next(
                 (
                     message_id

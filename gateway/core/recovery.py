@@ -70,12 +70,15 @@ async def finish_turn(hub: Hub, binding: Binding, session: Session, link: Link) 
 async def _catch_up(hub: Hub, binding: Binding, session: Session, link: Link) -> None:
     """Tell a client what it missed of a turn that went on without it, for others."""
     turn = session.turn
+    lost = [one for one in turn.prompts if one.sender is binding and not one.answered]
+    if turn.busy and not lost:
+        return  # Its end is still to come.
     try:
         history = await _history(hub, session, link)
     except RpcError:
         history = []
     messages = failover.user_messages(history)
-    for prompt in [one for one in turn.prompts if one.sender is binding and not one.answered]:
+    for prompt in lost:
         if prompt.seen or prompt.message_id in messages:
             _accept(session, prompt, prompt.message_id)
         else:

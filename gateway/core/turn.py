@@ -64,11 +64,6 @@ class Prompt:
         return self.request.params.get("prompt")
 
     @property
-    def stored_as(self) -> str | None:
-        """The id under which it would be in the journal, if known."""
-        return self.resent_as or self.message_id
-
-    @property
     def repeatable(self) -> bool:
         """Whether it is known how to send it again."""
         return bool(self.request.method == "session.send")
