@@ -144,7 +144,14 @@ class Cell:
     @property
     def in_use(self) -> bool:
         """Whether it has clients, or turns that go on without theirs."""
-        return bool(self.hub.clients) or any(one.live for one in self.hub.sessions.values())
+        if self.hub.clients:
+            return True
+        return not self.worn and any(one.live for one in self.hub.sessions.values())
+
+    @property
+    def worn(self) -> bool:
+        """Whether its process is of no use to whoever comes next."""
+        return self.hub.files_gone
 
     def appear(self, spec: ReplicaSpec, *, runs: bool) -> None:
         """Note where the CLI is, or where it was last."""
@@ -243,6 +250,9 @@ class IsolatedPool:
         """
         serves = Serves(identity.tenant, identity.user if self.pool.isolation == "user" else "")
         cell = self._cells.get(serves)
+        if cell is not None and cell.worn and not cell.in_use:
+            self._end(cell)
+            cell = None
         if cell is None:
             if self._closed or not self._make_room():
                 raise answers.overloaded("max_replicas", self.pool.max_replicas, _RETRY_AFTER_MS)
@@ -337,7 +347,7 @@ class IsolatedPool:
             for cell in list(self._cells.values()):
                 if cell.in_use:
                     cell.idle_since = now
-                elif now - cell.idle_since >= timeout:
+                elif cell.worn or now - cell.idle_since >= timeout:
                     self._end(cell)
 
     def _end(self, cell: Cell) -> None:

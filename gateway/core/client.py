@@ -58,6 +58,9 @@ _BRIDGED = frozenset({compat.DETACH, "session.shutdown"})
 _UNBOUND = frozenset({Route.ANY, Route.SINGLETON, Route.REPLY, Route.MERGE, Route.ALL})
 """Routes of requests that may name sessions without being about one."""
 
+_FILES = "sessionFs.setProvider"
+"""The registration that a CLI keeps when the client has gone."""
+
 _NEVER_REFUSED = frozenset({"session.answer", "session.abort", "session.end"})
 """Classes of methods that end something: over a rate they are delayed, not refused."""
 
@@ -1340,6 +1343,7 @@ class Client:
             self._expiry.cancel()
         hub = self._hub
         hub.clients.discard(self)
+        hub.files_gone = hub.files_gone or _FILES in self._registrations
         hub.stats.clients_open -= 1
         if self._tenant_stats is not None:
             self._tenant_stats.clients -= 1

@@ -110,6 +110,8 @@ class Hub:
         replicas: by name.
         sessions: sessions that a client of this pool uses, by id.
         owners: owners of sessions seen lately, by id; None for sessions that have none.
+        files_gone: a client that provided the files of a CLI process has gone: the process can
+            store no sessions any more, until it is started anew.
         clients: its connections, and in the hub where clients come in also those that have not
             proven who they are.
     """
@@ -174,6 +176,7 @@ class Hub:
         self.sessions: dict[str, Session] = {}
         self.owners: OrderedDict[str, Owner] = OrderedDict()
         self.clients: set[Client] = set()
+        self.files_gone = False
         self.queries = Queries(self)
         self._by_tenant: dict[str, set[Client]] = {}
         self.ring = Ring({}, load_factor)
@@ -269,6 +272,7 @@ class Hub:
         replica.control = link
         replica.incarnation = self.placer.incarnations.get(replica.name, 0)
         replica.fenced = False
+        self.files_gone = False
         replica.up_since = self.now()
         self._hello = link.replica.hello
         self._greeted.set()

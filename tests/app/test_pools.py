@@ -336,6 +336,21 @@ async def test_a_provider_is_there_again_after_a_restart(isolated: MakeIsolated)
         await other.request("llmInference.setProvider")
 
 
+async def test_a_cli_whose_files_went_with_a_client_is_not_used_again(
+    isolated: MakeIsolated,
+) -> None:
+    stand = await isolated()
+    provider = {"initialCwd": "/", "sessionStatePath": "/s", "conventions": "posix"}
+    ann = await stand.client("acme", "ann")
+    await ann.request("sessionFs.setProvider", provider)
+    ((name, pid),) = (await stand.pids()).items()
+    await ann.close()
+    await eventually(lambda: not any(hub.clients for hub in stand.worker.hubs))
+    ann = await stand.client("acme", "ann")
+    assert (await stand.pids())[name] != pid
+    assert (await ann.request("sessionFs.setProvider", provider))["success"]
+
+
 async def test_no_cli_outlives_the_worker(isolated: MakeIsolated) -> None:
     stand = await isolated()
     await stand.client("acme", "ann")
