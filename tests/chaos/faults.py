@@ -97,9 +97,12 @@ class Chaos:
             if each.record.busy and each.record.session in here
         ]
         if fault.kind is Kind.FREEZE:
+            # Ended in the end, as a liveness probe or the gateway's own supervisor does: a CLI that
+            # woke up would finish its turn in a journal that is another's by then.
             replica.freeze()
             await asyncio.sleep(fault.lasts)
-            replica.unfreeze()
+            await replica.kill()
+            await replica.start()
             return
         if fault.kind is Kind.KILL:
             await replica.kill()
