@@ -497,7 +497,7 @@ class Stage:
         self._tasks: set[asyncio.Task[None]] = set()
         self._timers: list[StageTimer] = []
         self._errors: list[BaseException] = []
-        self.registry = MemoryRegistry()
+        self.registry = options.pop("registry", None) or MemoryRegistry()
         self.replicas: dict[str, ScriptedReplica] = {}
         self.audit: list[tuple[str, dict[str, Any]]] = []
         self.actors: list[Actor] = []
@@ -587,6 +587,13 @@ class Stage:
             self.replicas[name] = ScriptedReplica(self, name)
         self.hub.set_replicas(replica.spec for replica in self.replicas.values())
         for name in names:
+            await self.probe(name)
+
+    async def shares(self, other: Stage) -> None:
+        """Stand in front of the replicas of another stage, as a second gateway does."""
+        self.replicas = other.replicas
+        self.hub.set_replicas(replica.spec for replica in self.replicas.values())
+        for name in self.replicas:
             await self.probe(name)
 
     async def probe(self, name: str) -> None:
