@@ -170,8 +170,10 @@ class Worker:
         health = settings.health
         if pool is None:
             routing, storage = settings.routing.mode, settings.storage.mode
+            recovery = settings.sessions.turn_recovery
         else:
             routing, storage = pool.routing, pool.storage
+            recovery = pool.turn_recovery
         isolated = pool is not None and pool.isolated
         return Hub(
             pool=DEFAULT_POOL if pool is None else pool.name,
@@ -189,7 +191,7 @@ class Worker:
             health=HealthPolicy(health.failures, health.ban_base, health.ban_max),
             load_factor=settings.routing.load_factor,
             adopt=settings.sessions.adopt,
-            recovers_turns=settings.sessions.turn_recovery == "continue",
+            recovers_turns=recovery == "continue",
             durable=settings.sessions.durable,
             free=not isolated and routes_freely(routing, storage),
             gateway_id=self._gateway_id,

@@ -572,6 +572,9 @@ class PoolSettings:
     storage: str = setting(
         choice("auto", "local", "shared"), "auto", "As `storage.mode`, for its replicas."
     )
+    turn_recovery: str = setting(
+        choice("continue", "fail"), "continue", "As `sessions.turn_recovery`, for its sessions."
+    )
     max_replicas: int = setting(
         integer(1, 10_000),
         32,

@@ -1110,6 +1110,9 @@ class Client:
             return
         else:
             self._follow(self._hub.policy.view(proof))
+            if self._tenant_stats is not None:
+                # The connect itself, read before it was known whose it is.
+                self._tenant_stats.requests += 1
         if self._entry.identity is None or before is None:
             self._hub.stats.auth["accepted"] += 1
             self._record_authentication("ok")

@@ -197,8 +197,35 @@ class Placer:
                 raise SessionNotFoundError(session.id)
             self._placed(session, record)
             if record.replica == target and (record.epoch == seen.epoch or target != seen.replica):
+                session.held = self._grip(record)
                 return
         raise answers.replica_unavailable(session.id, self._hub.limits.retry_after)
+
+    def _grip(self, record: Placement) -> tuple[int, int]:
+        return record.epoch, self.incarnations.get(record.replica, 0)
+
+    async def keep(self, session: Session) -> bool:
+        """Hold a live session where it is by now; False if it has been moved once more.
+
+        A move by another gateway ends this one's hold, and so does the fencing of the replica.
+
+        Raises:
+            SessionNotFoundError: its record is gone.
+            RpcError: the registry is not available.
+        """
+        seen = session.placement
+        if self.gateway_id is None or session.held == self._grip(seen):
+            return True
+        record = await self._hub.registered(
+            self._hub.registry.hold, session.id, seen.epoch, self.gateway_id
+        )
+        if record is None:
+            raise SessionNotFoundError(session.id)
+        self._placed(session, record)
+        if record.epoch != seen.epoch:
+            return False
+        session.held = self._grip(record)
+        return True
 
     def _where(self, placement: Placement) -> str:
         """Return where a session that is live nowhere shall be; where it was, if as good."""
@@ -253,6 +280,8 @@ class Placer:
         used = {one for one in self._releasing if one in sessions and sessions[one].live}
         opening = {one for one in self._releasing if one in sessions and sessions[one].opening}
         gone = self._releasing - used - opening
+        for one in gone & sessions.keys():
+            sessions[one].held = None
         self._releasing = opening - used
         if self._releasing:
             self._hub.tasks.call_later(_RELEASE_DELAY, self._release_now)
@@ -315,6 +344,8 @@ class Placer:
             await asyncio.sleep(hub.limits.redial_delay)
             return
         self._placed(session, record)
+        if (record.epoch, record.replica) == (seen.epoch + 1, target):
+            session.held = self._grip(record)
         hub.log.info(
             "session moved",
             extra={"session": session.id, "replica": record.replica, "epoch": record.epoch},
@@ -340,8 +371,12 @@ class Placer:
         """Act on a change that another process made in the registry."""
         hub = self._hub
         if isinstance(change, ReplicaChanged):
+            fenced = change.incarnation > self.incarnations.get(change.replica, 0)
             self.incarnations[change.replica] = change.incarnation
             self.marked(change.replica, change.mark)
+            replica = hub.replicas.get(change.replica)
+            if fenced and replica is not None and replica.reachable:
+                hub.tasks.spawn(self._hold_on(replica), f"hold on to {replica.name}")
         elif isinstance(change, PlacementChanged):
             hub.forget_owner(change.session_id)
             session = hub.sessions.get(change.session_id)
@@ -349,17 +384,48 @@ class Placer:
             if session is None or record is None:
                 return
             if record.epoch > session.placement.epoch:
-                moved = record.replica != session.placement.replica
+                seen = session.placement
+                moved = record.replica != seen.replica
                 self._placed(session, record)
                 if moved and session.moving is None:
-                    self._follow(session)
+                    self._follow(session, seen)
         elif isinstance(change, ChangesLost):
             hub.tasks.spawn(self._reread(), "read the registry again")
 
-    def _follow(self, session: Session) -> None:
+    def _follow(self, session: Session, seen: Placement) -> None:
         """Take the clients of a session to where another worker has moved it."""
+        replica = self._hub.replicas.get(seen.replica)
+        if replica is not None and replica.reachable:
+            # Whoever moved it could not reach the replica; from here it may be alive and at work.
+            self._hub.tasks.spawn(self._close_copy(session, replica), f"close {session.id}")
         for binding in list(session.bindings):
             binding.move_away()
+
+    async def _close_copy(self, session: Session, replica: Replica) -> None:
+        if session.placement.replica == replica.name:
+            return
+        try:
+            await self._hub.ask(replica, "sessions.close", {"sessionId": session.id})
+        except (RpcError, LinkLostError) as error:
+            self._hub.log.info(
+                "moved session not closed",
+                extra={"session": session.id, "replica": replica.name, "reason": str(error)},
+            )
+
+    async def _hold_on(self, replica: Replica) -> None:
+        """Hold what is live on a replica that another worker takes for dead, wrongly as it seems.
+
+        Should it be dead all the same, this worker will soon fence it itself or move away.
+        """
+        for session in list(self._hub.sessions.values()):
+            if session.live and session.placement.replica == replica.name and replica.reachable:
+                try:
+                    kept = await self.keep(session)
+                except (RpcError, SessionNotFoundError):
+                    continue
+                if not kept:
+                    for binding in list(session.bindings):
+                        binding.move_away()
 
     async def _reread(self) -> None:
         try:
@@ -446,6 +512,7 @@ class Placer:
             for binding in list(session.bindings):
                 binding.move_away()
             target = self.choose(session.id, without=replica.name)
+            seen = session.placement
             if target is None or not await self._alone(session):
                 return
             # Closed before it is moved: at no time is it live twice.
@@ -455,6 +522,8 @@ class Placer:
             )
             if record is not None:
                 self._placed(session, record)
+                if (record.epoch, record.replica) == (seen.epoch + 1, target):
+                    session.held = self._grip(record)
                 hub.log.info(
                     "session moved", extra={"session": session.id, "replica": record.replica}
                 )
@@ -472,13 +541,12 @@ class Placer:
         if self.gateway_id is None:
             return True
         give_up = hub.now() + _HANDS_OFF
+        epoch = session.placement.epoch
+        session.held = None
         await hub.registered(hub.registry.release, [session.id], self.gateway_id)
         while await self._held_elsewhere(session.id):
-            if hub.now() >= give_up:
-                await hub.registered(
-                    hub.registry.hold, session.id, session.placement.epoch, self.gateway_id
-                )
-                return False
+            if session.placement.epoch != epoch or hub.now() >= give_up:
+                return False  # Its clients hold it again when they come back to it.
             await asyncio.sleep(hub.limits.redial_delay)
         return True
 

@@ -91,9 +91,10 @@ class Session:
         moving: done when the session has been taken to another replica; None while it stays.
         stored: a turn has ended, so that it is on disk for certain.
         recovering: held by the one that carries on a cut turn.
+        held: (epoch, incarnation of the replica) of this worker's hold in the registry, or None.
     """
 
-    __slots__ = ("bindings", "id", "moving", "placement", "recovering", "stored", "turn")
+    __slots__ = ("bindings", "held", "id", "moving", "placement", "recovering", "stored", "turn")
 
     def __init__(self, placement: Placement) -> None:
         self.id = placement.session_id
@@ -103,6 +104,7 @@ class Session:
         self.stored = False
         self.moving: asyncio.Future[None] | None = None
         self.recovering = asyncio.Lock()
+        self.held: tuple[int, int] | None = None
 
     def __repr__(self) -> str:
         """Return a diagnosis."""
@@ -619,6 +621,9 @@ class Binding:
         while True:
             try:
                 link = await self._reach(session)
+                if not await hub.placer.keep(session):
+                    self._drop_link()
+                    continue
                 await self._resume_silently(link, session)
                 await recovery.finish_turn(hub, self, session, link)
                 break
