@@ -349,19 +349,60 @@ async def test_without_a_lease_no_prompt_is_passed(make_stage: MakeStage) -> Non
     await alice.prompts("s")
 
 
+async def take_over(second: Stage, target: str) -> None:
+    """Move a session of the first gateway, whose lease has ended."""
+    await second.registry.leave("g1")
+    await second.registry.move("s", 1, target, "g2")
+
+
 async def test_what_others_took_meanwhile_is_followed(make_stage: MakeStage) -> None:
     first, second = await two_gateways(make_stage)
     alice = await first.client("alice")
     home = (await alice.creates("s")).line.replica
     await turn(first, alice)
     (target,) = [name for name in first.replicas if name != home.name]
-    await second.registry.leave("g1")
-    await second.registry.move("s", 1, target, "g2")
+    await take_over(second, target)
+    await first.registry.heartbeat("g1", LONG)
     resumed = await first.anyone_gets("session.resume")
     assert resumed.line.replica.name == target
     resumed.answers({"sessionId": "s"})
     await first.settle()
     assert (await alice.prompts("s")).line.replica.name == target
+    assert await holders(first) == {"g1", "g2"}
+    # From here the old replica could be reached: no copy of the session stays alive there.
+    closed = await home.gets("sessions.close")
+    assert closed.params == {"sessionId": "s"}
+
+
+async def test_a_replica_that_only_others_take_for_dead_goes_on(make_stage: MakeStage) -> None:
+    """Fencing voids holds; who has sessions there and sees it alive takes them again."""
+    first, second = await two_gateways(make_stage)
+    alice = await first.client("alice")
+    home = (await alice.creates("s")).line.replica
+    await turn(first, alice)
+    await second.hub.placer.fence(second.hub.replicas[home.name])
+    await first.settle()
+    assert await holders(first) == {"g1"}
+    (target,) = [name for name in first.replicas if name != home.name]
+    record = await second.registry.move("s", 1, target, "g2")
+    assert record is not None
+    assert record.replica == home.name
+    assert (await alice.prompts("s")).line.replica is home
+
+
+async def test_a_session_that_moved_once_more_is_followed_there(make_stage: MakeStage) -> None:
+    first, second = await two_gateways(make_stage)
+    alice = await first.client("alice")
+    home = (await alice.creates("s")).line.replica
+    await turn(first, alice)
+    (target,) = [name for name in first.replicas if name != home.name]
+    await first.registry.close()
+    await take_over(second, target)
+    await first.registry.heartbeat("g1", LONG)
+    first.hub.sessions["s"].held = None
+    home.line_of(alice).breaks()
+    resumed = await first.anyone_gets("session.resume")
+    assert resumed.line.replica.name == target
 
 
 async def test_moves_that_went_by_unseen_are_followed(make_stage: MakeStage) -> None:
@@ -371,8 +412,8 @@ async def test_moves_that_went_by_unseen_are_followed(make_stage: MakeStage) -> 
     await turn(first, alice)
     (target,) = [name for name in first.replicas if name != home.name]
     await first.registry.close()
-    await second.registry.leave("g1")
-    await second.registry.move("s", 1, target, "g2")
+    await take_over(second, target)
+    await first.registry.heartbeat("g1", LONG)
     await second.registry.set_replica_mark(home.name, DRAINING)
     await first.settle()
     assert placed(first) == home.name
