@@ -84,8 +84,7 @@ class Costs:
     """What was measured, as far as the arithmetic needs it.
 
     Attributes:
-        request: CPU microseconds of the gateway per message of request and answer.
-        event: The same per event that comes alone.
+        message: CPU microseconds of the gateway per message with a read and a write of its own.
         connection: Bytes of the gateway's memory per idle connection.
         session: The same per session.
         cli_base: Bytes of a CLI's memory at start.
@@ -93,8 +92,7 @@ class Costs:
         cli_event: CPU milliseconds of a CLI per event of a turn.
     """
 
-    request: float
-    event: float
+    message: float
     connection: float
     session: float
     cli_base: float
@@ -120,7 +118,7 @@ def needed(users: float, costs: Costs, assumed: Assumptions = ASSUMED) -> Needed
     online = users * assumed.online
     live = online * assumed.sessions
     turns = online * assumed.turns_per_hour / 3600
-    per_turn = assumed.events * costs.event + 2 * assumed.requests * costs.request
+    per_turn = (assumed.events + 2 * assumed.requests) * costs.message
     clis = math.ceil(live / assumed.sessions_per_cli)
     return Needed(
         turns,
@@ -153,7 +151,6 @@ def costs_of(load: Result, cli: Result) -> Costs | None:
     assert scenario is not None
     values = (
         _median(load, "request-32", "cpu_us_per_message"),
-        _median(load, "trickle-32", "cpu_us_per_message"),
         _median(load, "idle-5000", "memory_per_connection"),
         _median(load, "sessions-1000", "memory_per_session"),
         _of(scenario, "cli_memory_at_start", "direct"),
@@ -164,8 +161,8 @@ def costs_of(load: Result, cli: Result) -> Costs | None:
     known = [value for value in values if value is not None]
     if len(known) < len(values):
         return None
-    costs = Costs(*known[:7])
-    return replace(costs, cli_event=costs.cli_event / known[7])
+    costs = Costs(*known[:6])
+    return replace(costs, cli_event=costs.cli_event / known[6])
 
 
 def _of(scenario: ScenarioResult | None, metric: str, target: str = SUBJECT) -> float | None:
@@ -259,8 +256,7 @@ def _users(costs: Costs) -> str:
 def _measured(costs: Costs) -> str:
     rows: Sequence[Sequence[str]] = (
         ["measured above", "symbol", "value"],
-        ["gateway CPU per message of request and answer", "c_r", f"{costs.request:.2f} µs"],
-        ["gateway CPU per event that comes alone", "c_e", f"{costs.event:.2f} µs"],
+        ["gateway CPU per message that is read and written alone", "c", f"{costs.message:.2f} µs"],
         ["gateway memory per connection", "m_c", f"{costs.connection / _KIB:.1f} KiB"],
         ["gateway memory per session", "m_s", f"{costs.session / _KIB:.1f} KiB"],
         ["CLI memory at start", "M_0", f"{costs.cli_base / _MIB:.0f} MiB"],

@@ -83,8 +83,8 @@ def test_formulas(load: Result, cli: Result) -> None:
     # 500 users online with 1,000 sessions start 36 turns an hour each: 5 turns per second.
     assert found.turns == pytest.approx(5)
     assert found.events == pytest.approx(500)
-    # A turn: 100 events of 2 µs, 5 requests and 5 answers of 10 µs: 300 µs, on half a core.
-    assert found.gateway_cores == pytest.approx(5 * 300e-6 / 0.5)
+    # A turn: 100 events, 5 requests and 5 answers of 10 µs each: 1.1 ms, on half a core.
+    assert found.gateway_cores == pytest.approx(5 * 1.1e-3 / 0.5)
     assert found.gateway_memory == pytest.approx(500 * 4096 + 1000 * 2048)
     assert found.clis == 17
     # 0.25 ms per event.
