@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import inspect
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,9 +18,10 @@ import orjson
 
 from gateway import errors
 from gateway.core import answers
+from gateway.core.admission import Admission
 from gateway.core.link import Link, LinkLostError
 from gateway.core.placer import no_lease
-from gateway.core.ports import Denied, Entry
+from gateway.core.ports import Entry
 from gateway.core.recipe import after_call, changes_recipe
 from gateway.core.session import Binding, Request, Session, SessionNotFoundError
 from gateway.core.stats import MethodStats, TenantStats, method_class
@@ -44,11 +44,6 @@ if TYPE_CHECKING:
 Hook = Callable[[bool | None, bytes], Any]
 """``hook(ok, body)``: called with the answer; ``ok`` is None if it never comes."""
 
-_CONNECT_FIELDS = frozenset(
-    {"token", "supportedTaskKinds", "clientInfo", "enableGitHubTelemetryForwarding"}
-)
-_TASK_KINDS = ("agent", "shell", "client")
-_DEFAULT_TASK_KINDS = frozenset({"agent", "shell"})
 _DIRECT = Entry()
 _NO_METHODS: frozenset[str] = frozenset()
 
@@ -162,6 +157,10 @@ class Client:
     """An SDK's connection.
 
     Attributes:
+        hub: the hub of its pool; before it is known, the one it came in by.
+        entry: the listener it came in by.
+        tenant_stats: counters of its tenant, once that is known.
+        authenticating: a ``connect`` is being looked at; what follows it is held.
         peer: the client's address, for logs and limits.
         identity: who it is; None until a ``connect`` was accepted.
         owner: tenant and user of the identity.
@@ -174,19 +173,12 @@ class Client:
     """
 
     __slots__ = (
+        "_admission",
         "_allowance",
-        "_auth_failures",
-        "_authenticating",
         "_buffer",
         "_callbacks",
-        "_deadline",
         "_direct",
-        "_entry",
-        "_expiry",
-        "_held",
-        "_held_bytes",
         "_holds",
-        "_hub",
         "_lobby",
         "_lobby_busy",
         "_next_callback",
@@ -198,16 +190,19 @@ class Client:
         "_registrations",
         "_shaped",
         "_shares",
-        "_tenant_stats",
+        "authenticating",
         "bindings",
         "closed",
         "connect_params",
+        "entry",
+        "hub",
         "identity",
         "links",
         "owner",
         "peer",
         "pending",
         "sink",
+        "tenant_stats",
         "write_paused",
     )
 
@@ -221,10 +216,9 @@ class Client:
             entry: the listener it came in by; one that proves an identity makes the client
                 authenticated from the start.
         """
-        self._hub = hub
-        self._entry = entry
+        self.hub = hub
+        self.entry = entry
         self._allowance: Allowance | None = None
-        self._held_bytes = 0
         self._old = False
         self._direct: dict[str, tuple[MethodRule, str]] = {}
         self._paced = False
@@ -234,9 +228,7 @@ class Client:
         self._buffer = framing.FrameBuffer(
             hub.limits.max_unauthenticated_frame, hub.limits.max_header
         )
-        self._auth_failures = 0
-        self._authenticating = False
-        self._held: list[bytes] = []
+        self.authenticating = False
         self._callbacks: dict[int, tuple[Link, Any]] = {}
         self._next_callback = 0
         self._holds = 0
@@ -245,8 +237,7 @@ class Client:
         self._opening: dict[str, asyncio.Future[Link]] = {}
         self._policy: PolicyView | None = None
         self._registrations: dict[str, Any] = {}
-        self._tenant_stats: TenantStats | None = None
-        self._expiry: Any = None
+        self.tenant_stats: TenantStats | None = None
         self.sink = sink
         self.peer = peer
         self.identity: Identity | None = None
@@ -260,9 +251,9 @@ class Client:
         hub.clients.add(self)
         hub.stats.clients_open += 1
         hub.stats.clients_accepted += 1
-        self._deadline: Any = hub.tasks.call_later(hub.limits.connect_deadline, self._too_late)
+        self._admission = Admission(self)
         if entry.identity is not None:
-            self._enter(entry.identity)
+            self.enter(entry.identity)
 
     def __repr__(self) -> str:
         """Return a diagnosis; names no secret."""
@@ -276,8 +267,8 @@ class Client:
         """Return the fields that name this client in audit records."""
         identity = self.identity
         place = {"peer": self.peer}
-        if self._entry.listener:
-            place["listener"] = self._entry.listener
+        if self.entry.listener:
+            place["listener"] = self.entry.listener
         if identity is None:
             return place
         return {
@@ -303,7 +294,7 @@ class Client:
         identity = self.identity
         return (
             identity is not None
-            and not self._hub.serves_one_user
+            and not self.hub.serves_one_user
             and (self._shares or identity.role is Role.ADMIN)
         )
 
@@ -316,7 +307,7 @@ class Client:
 
     def feed(self, data: bytes) -> None:
         """Take a chunk of the client's stream."""
-        stats = self._hub.stats
+        stats = self.hub.stats
         stats.bytes_from_client += len(data)
         buffer = self._buffer
         whole = data
@@ -327,9 +318,9 @@ class Client:
             whole = joined
         pos = 0
         size = len(whole)
-        tenant = self._tenant_stats
+        tenant = self.tenant_stats
         while pos < size and not self.closed:
-            if tenant is not None and self._direct and not self._authenticating:
+            if tenant is not None and self._direct and not self.authenticating:
                 found = scan(whole, pos, buffer.max_frame)
                 if found is not None:
                     # Nearly all messages: nothing is decoded, and one object is made.
@@ -353,14 +344,14 @@ class Client:
             if header is None:
                 return
             stats.frames_from_client += 1
-            if self._tenant_stats is not None:
-                self._tenant_stats.requests += 1
+            if self.tenant_stats is not None:
+                self.tenant_stats.requests += 1
             body = whole[header.body : header.end]
             pos = header.end
-            if self._authenticating:
-                self._hold(body)
+            if self.authenticating:
+                self._admission.hold(body)
             else:
-                self._body(body)
+                self.body(body)
 
     def _pass_on(self, data: bytes, pos: int, found: Scanned) -> bool:
         """Forward a request byte for byte; False if there is more to it than that."""
@@ -369,7 +360,7 @@ class Client:
         binding = self.bindings.get(session_id)  # type: ignore[arg-type]
         if direct is None or binding is None or not binding.open or method in self._shaped:
             return False
-        hub = self._hub
+        hub = self.hub
         now = hub.now()
         pending = self.pending
         if request_id is not None and (
@@ -400,16 +391,6 @@ class Client:
         request.frame = data if end - pos == len(data) else data[pos:end]
         self._request(request)
 
-    def _hold(self, body: bytes) -> None:
-        """Keep what was pipelined behind a ``connect`` that is still being checked."""
-        self._held.append(body)
-        self._held_bytes += len(body)
-        limits = self._hub.limits
-        if self._held_bytes > (
-            limits.max_unauthenticated_frame if self.identity is None else limits.queue_bytes
-        ):
-            self.cut("limit", "too much was sent before the authentication was answered")
-
     def _frame_too_large(self, error: framing.FrameTooLargeError) -> None:
         limit = "max_frame" if self.identity is not None else "max_unauthenticated_frame"
         self.write(
@@ -424,25 +405,25 @@ class Client:
         )
         self.cut("limit", error.hint)
 
-    def _body(self, body: bytes) -> None:
+    def body(self, body: bytes) -> None:
         """Route one message."""
         try:
             message = envelope.parse(body)
         except envelope.BadMessageError as error:
             self.write(envelope.error_frame(error.request_id, error.error))
             if self.identity is None:
-                self._failed_before_auth()
+                self._admission.failed()
             return
         method = message.get("method")
         policy = self._policy
         if policy is None:
             if self.identity is None:
-                self._unauthenticated(message)
+                self._admission.before(message)
                 return
             # Known by its listener; what it says first tells the age of its SDK.
             self._old = compat.is_old_client(method or "")
-            policy = self._hub.policy.view(self.identity)
-            self._follow(policy)
+            policy = self.hub.policy.view(self.identity)
+            self.follow(policy)
         if method is None:
             if self._allowance is not None:
                 self._allow(self._allowance, None, len(body))
@@ -459,8 +440,8 @@ class Client:
             return
         if self.refuses_duplicate(request):
             return
-        if request.id is not None and len(self.pending) >= self._hub.limits.max_pending:
-            self.refuse(request, answers.overloaded("max_pending", self._hub.limits.max_pending))
+        if request.id is not None and len(self.pending) >= self.hub.limits.max_pending:
+            self.refuse(request, answers.overloaded("max_pending", self.hub.limits.max_pending))
             return
         if rule.route is Route.SESSION and rule.simple:
             session_id = request.params.get("sessionId")
@@ -471,7 +452,7 @@ class Client:
                     return
         self._dispatch(request)
 
-    def _follow(self, policy: PolicyView) -> None:
+    def follow(self, policy: PolicyView) -> None:
         self._policy = policy
         self._direct = _direct_rules(policy)
 
@@ -492,7 +473,7 @@ class Client:
             request: the message, or None for the answer to a replica's request.
             size: its bytes.
         """
-        wait, refusal = allowance.take(size, self._hub.now())
+        wait, refusal = allowance.take(size, self.hub.now())
         if refusal is None:
             return True
         if (
@@ -509,8 +490,8 @@ class Client:
         return False
 
     def _over_quota(self, request: Request, refusal: RpcError) -> None:
-        if self._tenant_stats is not None:
-            self._tenant_stats.limited += 1
+        if self.tenant_stats is not None:
+            self.tenant_stats.limited += 1
         self.refuse(request, refusal)
 
     def _pace(self, seconds: float) -> None:
@@ -518,7 +499,7 @@ class Client:
         if not self._paced and not self.closed:
             self._paced = True
             self.hold_reading()
-            self._hub.tasks.call_later(seconds, self._pace_over)
+            self.hub.tasks.call_later(seconds, self._pace_over)
 
     def _pace_over(self) -> None:
         self._paced = False
@@ -533,7 +514,7 @@ class Client:
             shaped = self._params.apply(request.method, params)
         except RpcError as error:
             self.refuse(request, error)
-            self._hub.audit.record(
+            self.hub.audit.record(
                 "denied",
                 **self.who(),
                 method=request.method,
@@ -554,14 +535,14 @@ class Client:
                 self._cancel(request)
                 return
             self.refuse(request, request.rule.denied())
-            self._hub.audit.record("denied", **self.who(), method=request.method, outcome="denied")
+            self.hub.audit.record("denied", **self.who(), method=request.method, outcome="denied")
         elif route is Route.LOCAL:
             if request.method == "connect":
-                self._connect(request.message)
+                self._admission.connect(request.message)
             elif request.method == "$/cancelRequest":
                 self._cancel(request)
         elif route in _UNBOUND and request.rule.session_paths:
-            self._hub.tasks.spawn(self._check_ids(request), request.method)
+            self.hub.tasks.spawn(self._check_ids(request), request.method)
         elif route in _UNBOUND or route is Route.SCATTER:
             self._unbound(request)
         else:
@@ -580,7 +561,7 @@ class Client:
         named = ""
         try:
             for named in session_ids(request.rule.session_paths, request.params):
-                await self._hub.authorize(self, named)
+                await self.hub.authorize(self, named)
         except SessionNotFoundError:
             self.answer_unknown(request, named)
         except RpcError as error:
@@ -612,12 +593,12 @@ class Client:
             return
         binding = self.bindings.get(session_id)
         if binding is None:
-            if len(self.bindings) >= self._hub.limits.max_sessions:
+            if len(self.bindings) >= self.hub.limits.max_sessions:
                 self.refuse(
-                    request, answers.overloaded("max_sessions", self._hub.limits.max_sessions)
+                    request, answers.overloaded("max_sessions", self.hub.limits.max_sessions)
                 )
                 return
-            binding = self.bindings[session_id] = Binding(self._hub, self, session_id)
+            binding = self.bindings[session_id] = Binding(self.hub, self, session_id)
         binding.submit(request)
 
     @contextmanager
@@ -633,8 +614,8 @@ class Client:
             return
         refusal = allowance.open_session()
         if refusal is not None:
-            if self._tenant_stats is not None:
-                self._tenant_stats.limited += 1
+            if self.tenant_stats is not None:
+                self.tenant_stats.limited += 1
             raise refusal
         try:
             yield
@@ -649,17 +630,17 @@ class Client:
             if self._old:
                 frame = _for_old_client(frame)
             self.sink.write(frame)
-            self._hub.stats.bytes_to_client += len(frame)
+            self.hub.stats.bytes_to_client += len(frame)
 
     def respond(self, request: Request, result: Any) -> None:
         """Answer a request with a result of the gateway's own."""
         if request.id is not None:
-            self._hub.stats.method(request.method).ok += 1
+            self.hub.stats.method(request.method).ok += 1
             self.write(envelope.result_frame(request.id, result))
 
     def refuse(self, request: Request, error: RpcError) -> None:
         """Answer a request with an error of the gateway's own; notifications are dropped."""
-        counters = self._hub.stats.method(request.method)
+        counters = self.hub.stats.method(request.method)
         if error.code in (errors.FORBIDDEN, errors.METHOD_NOT_FOUND):
             counters.denied += 1
         else:
@@ -695,16 +676,16 @@ class Client:
         frame = request.frame_of(message)
         text = orjson.dumps(message) if frame is None else b""
         if request.id is not None:
-            stats = self._hub.stats.method(rule.method)
+            stats = self.hub.stats.method(rule.method)
             if rule.route is Route.SINGLETON:
                 hook = partial(self._registered, link, request)
             elif hook is None and binding is not None:
                 hook = self._hook_for(binding, request)
                 rewrites = hook is not None and (
-                    rule.method in _BRIDGED or (rule.starts_turn and self._hub.durable)
+                    rule.method in _BRIDGED or (rule.starts_turn and self.hub.durable)
                 )
                 notes = rule.starts_turn and not rewrites
-            pending = Pending(link, binding, request, rule, stats, self._hub.now())
+            pending = Pending(link, binding, request, rule, stats, self.hub.now())
             if hook is not None:
                 pending = PendingHook(pending, hook, rewrites=rewrites, notes=notes)
             self.pending[request.id] = pending
@@ -720,8 +701,8 @@ class Client:
     def _may_work(self, binding: Binding, request: Request) -> bool:
         """Whether the quotas let a session begin to work; a working one may go on."""
         session = binding.session
-        if not self._hub.placer.has_lease:
-            self.refuse(request, no_lease(self._hub.limits.retry_after))
+        if not self.hub.placer.has_lease:
+            self.refuse(request, no_lease(self.hub.limits.retry_after))
             return False
         if self._allowance is not None and session is not None and not session.turn.busy:
             refusal = self._allowance.start_turn()
@@ -729,7 +710,7 @@ class Client:
                 self._over_quota(request, refusal)
                 return False
         if self._shares:
-            self._hub.audit.record(
+            self.hub.audit.record(
                 "session.send",
                 **self.who(),
                 session=binding.session_id,
@@ -765,7 +746,7 @@ class Client:
         if rule.route is Route.DETACH:
             self._detached(binding)
         elif rule.route is Route.CLOSE:
-            self._hub.session_closed(binding.session_id)
+            self.hub.session_closed(binding.session_id)
         elif rule.route is Route.DELETE:
             self._deleted(binding, text)
         elif binding.recipe is not None:
@@ -798,14 +779,14 @@ class Client:
     def _deleted(self, binding: Binding, text: bytes) -> None:
         result = envelope.loads(text).get("result")
         ok = type(result) is not dict or result.get("success") is not False
-        self._hub.audit.record(
+        self.hub.audit.record(
             "session.delete",
             **self.who(),
             session=binding.session_id,
             outcome="ok" if ok else "failed",
         )
         if ok:
-            self._hub.session_deleted(binding.session_id)
+            self.hub.session_deleted(binding.session_id)
 
     async def link_to(self, replica: Replica) -> Link:
         """Return the ready link to a replica, opening it if need be.
@@ -824,14 +805,14 @@ class Client:
                 break
             await asyncio.wait([opening])
         opening = self._opening[name] = asyncio.get_running_loop().create_future()
-        link = Link(self._hub, replica, self)
+        link = Link(self.hub, replica, self)
         try:
             replica.links.add(link)
             replica.stats.links += 1
             try:
                 await link.open()
             except RpcError as error:
-                self._hub.log.error(
+                self.hub.log.error(
                     "replica refused the handshake",
                     extra={"replica": name, "code": error.code, "reason": error.message},
                 )
@@ -856,7 +837,7 @@ class Client:
         self._registrations[request.rule.sent_as] = request.params
         for other in self.links.values():
             if other is not link and other.ready:
-                self._hub.tasks.spawn(
+                self.hub.tasks.spawn(
                     self._register_later(other, request.rule.sent_as, request.params),
                     request.method,
                 )
@@ -874,11 +855,11 @@ class Client:
             LinkLostError: the link ended, or the replica does not answer.
         """
         try:
-            await link.request(method, params, self._hub.limits.ask_timeout)
+            await link.request(method, params, self.hub.limits.ask_timeout)
         except TimeoutError:
             raise LinkLostError(f"{link.replica.name} does not answer {method}") from None
         except RpcError as error:
-            self._hub.log.warning(
+            self.hub.log.warning(
                 "registration refused by a replica",
                 extra={"replica": link.replica.name, "method": method, "reason": error.message},
             )
@@ -930,7 +911,7 @@ class Client:
             return
         pending.stats.lost += 1
         session_id = binding.session_id if binding is not None else None
-        error = answers.replica_unavailable(session_id, self._hub.limits.retry_after)
+        error = answers.replica_unavailable(session_id, self.hub.limits.retry_after)
         self.write(envelope.error_frame(request.id, error))
 
     # Messages about no session
@@ -944,25 +925,25 @@ class Client:
                 while self._lobby:
                     self.forward(link, None, self._lobby.pop(0))
                 return
-        if len(self._lobby) > self._hub.limits.queue_frames:
+        if len(self._lobby) > self.hub.limits.queue_frames:
             self.refuse(
                 self._lobby.pop(),
-                answers.overloaded("queue_frames", self._hub.limits.queue_frames),
+                answers.overloaded("queue_frames", self.hub.limits.queue_frames),
             )
             return
         self._lobby_busy = True
-        self._hub.tasks.spawn(self._open_lobby(), f"link for {self.peer}")
+        self.hub.tasks.spawn(self._open_lobby(), f"link for {self.peer}")
 
     async def _open_lobby(self) -> None:
         try:
-            replica = await self._hub.any_replica()
+            replica = await self.hub.any_replica()
             await self.link_to(replica)
         except RpcError as error:
             self._refuse_lobby(error)
         except (OSError, LinkLostError) as error:
             if not self.closed:
-                self._hub.note_failure(replica, str(error) or type(error).__name__)
-            self._refuse_lobby(answers.replica_unavailable(None, self._hub.limits.retry_after))
+                self.hub.note_failure(replica, str(error) or type(error).__name__)
+            self._refuse_lobby(answers.replica_unavailable(None, self.hub.limits.retry_after))
         finally:
             self._lobby_busy = False
         if self._lobby and not self.closed:
@@ -978,13 +959,13 @@ class Client:
         if request.id is None:
             return
         self.pending[request.id] = Pending(
-            None, None, request, request.rule, self._hub.stats.method(request.method), 0.0
+            None, None, request, request.rule, self.hub.stats.method(request.method), 0.0
         )
-        self._hub.tasks.spawn(self._answer_from_all(request), request.method)
+        self.hub.tasks.spawn(self._answer_from_all(request), request.method)
 
     async def _answer_from_all(self, request: Request) -> None:
         try:
-            result = await self._hub.queries.ask(self, request)
+            result = await self.hub.queries.ask(self, request)
         except RpcError as error:
             self.pending.pop(request.id, None)
             self.refuse(request, error)
@@ -999,7 +980,7 @@ class Client:
         self._next_callback += 1
         alias = self._next_callback
         self._callbacks[alias] = (link, request_id)
-        self._hub.stats.method(method).ok += 1
+        self.hub.stats.method(method).ok += 1
         return alias
 
     def _callback_answered(self, message: dict[str, Any]) -> None:
@@ -1019,128 +1000,11 @@ class Client:
         if pending is not None and pending.link is not None:
             pending.link.send(envelope.encode(request.message))
 
-    # Authentication
+    # Who the client is
 
-    def _too_late(self) -> None:
-        if self.identity is not None:
-            return
-        if self._authenticating:
-            # Its source is being slowed after failures, its own or a neighbour's.
-            self._hub.stats.auth["limited"] += 1
-            self._record_authentication("denied", "too many failures from this address")
-            self.cut("auth_timeout", "slowed for too long")
-            return
-        self.write(
-            envelope.error_frame(
-                None, RpcError(errors.AUTHENTICATION_REQUIRED, "No connect arrived in time")
-            )
-        )
-        self.cut("auth_timeout", "no connect in time")
-
-    def _unauthenticated(self, message: dict[str, Any]) -> None:
-        if message.get("method") == "connect":
-            self._connect(message)
-            return
-        self._hub.stats.auth["missing"] += 1
-        if message.get("method") is not None and "id" in message:
-            self.write(
-                envelope.error_frame(
-                    message["id"],
-                    RpcError(
-                        errors.AUTHENTICATION_REQUIRED,
-                        "Authentication required: the first request must be connect with a token",
-                    ),
-                )
-            )
-        self._failed_before_auth()
-
-    def _failed_before_auth(self) -> None:
-        self._auth_failures += 1
-        if self._auth_failures >= self._hub.limits.max_auth_failures:
-            self.cut("auth_failures", "too many failures before authentication")
-
-    def _connect(self, message: dict[str, Any]) -> None:
-        """Authenticate: the first ``connect``, or one more by the same identity."""
-        params = message.get("params")
-        params = params if type(params) is dict else {}
-        request_id = message.get("id")
-        unknown = next((name for name in params if name not in _CONNECT_FIELDS), None)
-        if unknown is not None:
-            self._connect_refused(
-                request_id,
-                RpcError(
-                    errors.INVALID_PARAMS,
-                    f"Invalid connect request: unknown field `{unknown[:64]}`",
-                ),
-            )
-            return
-        place = self._entry.identity
-        if place is not None and params.get("token") is None:
-            self._authenticated(request_id, params, place)
-            return
-        proof = self._hub.authenticator.authenticate(params.get("token"), self.peer)
-        if not inspect.isawaitable(proof):
-            self._authenticated(request_id, params, proof)
-            return
-        self._authenticating = True
-
-        async def prove() -> None:
-            self._authenticated(request_id, params, await proof)
-
-        self._hub.tasks.spawn(prove(), f"authenticate {self.peer}")
-
-    def _authenticated(
-        self, request_id: Any, params: dict[str, Any], proof: Identity | Denied | None
-    ) -> None:
-        if self.closed:
-            return
-        before = self.identity
-        if not isinstance(proof, Identity):
-            self._not_authenticated(request_id, proof.reason if proof is not None else None)
-            return
-        if before is not None:
-            if _who(proof) != _who(before):
-                self._not_authenticated(request_id, "proves another identity")
-                return
-            # Where the listener is the proof a token adds nothing, not even an end.
-            if self._entry.identity is None:
-                self.identity = proof
-                self._set_expiry(proof)
-        elif not self._enter(proof, request_id):
-            return
-        else:
-            self._follow(self._hub.policy.view(proof))
-            if self._tenant_stats is not None:
-                # The connect itself, read before it was known whose it is.
-                self._tenant_stats.requests += 1
-        if self._entry.identity is None or before is None:
-            self._hub.stats.auth["accepted"] += 1
-            self._record_authentication("ok")
-        self.connect_params = {key: value for key, value in params.items() if key != "token"}
-        self._authenticating = True
-        self._hub.tasks.spawn(self._welcome(request_id), f"welcome {self.peer}")
-
-    def _not_authenticated(self, request_id: Any, reason: str | None) -> None:
-        """Refuse a ``connect``; what was proven before stays."""
-        hub = self._hub
-        hub.stats.auth["failed"] += 1
-        self._record_authentication("failed", reason)
-        hub.log.info("authentication failed", extra={"peer": self.peer, "reason": reason})
-        error = RpcError(errors.AUTHENTICATION_FAILED, "Authentication failed: invalid token")
-        delay = hub.authenticator.failed(self.peer)
-        if delay > 0:
-            # Nothing else is read from this client meanwhile; a good token never waits.
-            self._authenticating = True
-            hub.tasks.call_later(delay, self._connect_refused, request_id, error)
-        else:
-            self._connect_refused(request_id, error)
-
-    def _record_authentication(self, outcome: str, reason: str | None = None) -> None:
-        self._hub.audit.record("authentication", **self.who(), outcome=outcome, reason=reason)
-
-    def _enter(self, identity: Identity, request_id: Any = None) -> bool:
+    def enter(self, identity: Identity, request_id: Any = None) -> bool:
         """Let somebody in who has proven who it is, unless policy or a quota is against it."""
-        hub = self._hub
+        hub = self.hub
         owner = Owner(identity.tenant, identity.user)
         allowance = hub.quotas.allowance(owner)
         try:
@@ -1159,124 +1023,56 @@ class Client:
                 code=error.code,
                 reason=error.message,
             )
-            if self._entry.identity is None:
-                self._connect_refused(request_id, error)
+            if self.entry.identity is None:
+                self._admission.refuse(request_id, error)
             else:
                 self.write(envelope.error_frame(None, error))
                 self.cut("limit" if error.code == errors.OVERLOADED else "revoked", error.message)
             return False
-        self._deadline.cancel()
         # Nothing else is where it came in: without an identity there are no links and no sessions.
-        self._hub.clients.discard(self)
+        self.hub.clients.discard(self)
         hub.clients.add(self)
-        self._hub = hub
+        self.hub = hub
         self.identity = identity
         self.owner = owner
         self._allowance = allowance
         self._shaped = self._params.methods
         self._shares = hub.quotas.rule(identity.tenant).shared_sessions
         self._buffer.max_frame = self._max_frame()
-        self._tenant_stats = hub.stats.tenant(identity.tenant)
-        self._tenant_stats.clients += 1
+        self.tenant_stats = hub.stats.tenant(identity.tenant)
+        self.tenant_stats.clients += 1
         hub.client_authenticated(self)
-        self._set_expiry(identity)
-        if self._entry.identity is not None:
+        self._admission.admitted(identity)
+        if self.entry.identity is not None:
             hub.stats.auth["accepted"] += 1
-            self._record_authentication("ok")
+            self._admission.record("ok")
         return True
 
     def _max_frame(self) -> int:
-        limit = self._hub.limits.max_frame
+        limit = self.hub.limits.max_frame
         return self._allowance.max_frame(limit) if self._allowance is not None else limit
 
     def rules_changed(self) -> None:
         """Take over policy, quotas and limits after a reload; who may not stay is cut."""
         identity, owner = self.identity, self.owner
         if identity is None or owner is None:
-            self._buffer.max_frame = self._hub.limits.max_unauthenticated_frame
+            self._buffer.max_frame = self.hub.limits.max_unauthenticated_frame
             return
         try:
-            self._params = policy_for(self._hub.param_rules, identity, self._hub.policy.isolation)
+            self._params = policy_for(self.hub.param_rules, identity, self.hub.policy.isolation)
         except RpcError as error:
             self.cut("revoked", error.message)
             return
         self._shaped = self._params.methods
         if self._policy is not None:
-            self._follow(self._hub.policy.view(identity))
-        self._shares = self._hub.quotas.rule(identity.tenant).shared_sessions
+            self.follow(self.hub.policy.view(identity))
+        self._shares = self.hub.quotas.rule(identity.tenant).shared_sessions
         if self._allowance is not None:
             self._allowance.disconnect()
-        self._allowance = self._hub.quotas.allowance(owner)
+        self._allowance = self.hub.quotas.allowance(owner)
         if self._allowance is not None:
             self._allowance.join()
         self._buffer.max_frame = self._max_frame()
-
-    def _set_expiry(self, identity: Identity) -> None:
-        if self._expiry is not None:
-            self._expiry.cancel()
-            self._expiry = None
-        if identity.expires_at is not None:
-            seconds = max(0.0, identity.expires_at - self._hub.wall_clock())
-            # A timer's range is bounded; what ends later than that is looked at again.
-            self._expiry = self._hub.tasks.call_later(min(seconds, 86400.0), self._expired)
-
-    def _expired(self) -> None:
-        identity = self.identity
-        if identity is None or identity.expires_at is None:
-            return
-        if identity.expires_at <= self._hub.wall_clock():
-            self.cut("revoked", "the token has expired")
-        else:
-            self._set_expiry(identity)
-
-    def _connect_refused(self, request_id: Any, error: RpcError) -> None:
-        if request_id is not None:
-            self.write(envelope.error_frame(request_id, error))
-        self._authenticating = False
-        if self.identity is None:
-            self._failed_before_auth()
-        self._release_held()
-
-    async def _welcome(self, request_id: Any) -> None:
-        """Answer an accepted ``connect`` as a CLI would."""
-        kinds = self.connect_params.get("supportedTaskKinds", [])
-        plain = (
-            type(kinds) is list
-            and all(type(kind) is str and kind in _TASK_KINDS for kind in kinds)
-            and self.connect_params.keys() <= {"supportedTaskKinds"}
-        )
-        try:
-            if plain:
-                hello = await self._hub.hello()
-                offered = _DEFAULT_TASK_KINDS.union(kinds)
-                result = {
-                    "ok": True,
-                    "protocolVersion": hello.get("protocolVersion", 3),
-                    "version": hello.get("version", ""),
-                    "taskKinds": [kind for kind in _TASK_KINDS if kind in offered],
-                }
-            else:
-                # Only a CLI can tell whether it accepts these.
-                result = await self._hub.greet_with(self.connect_params)
-        except RpcError as error:
-            self._connect_refused(request_id, error)
-            return
-        if request_id is not None:
-            self._hub.stats.method("connect").ok += 1
-            self.write(envelope.result_frame(request_id, result))
-        self._authenticating = False
-        self._release_held()
-
-    def _release_held(self) -> None:
-        held, self._held = self._held, []
-        for index, body in enumerate(held):
-            if self.closed:
-                return
-            if self._authenticating:
-                self._held = held[index:] + self._held
-                return
-            self._held_bytes -= len(body)
-            self._body(body)
 
     # Flow
 
@@ -1318,8 +1114,8 @@ class Client:
         """Close the client, saying why in log and counters; what was written still leaves."""
         if self.closed:
             return
-        self._hub.stats.clients_cut[reason] += 1
-        self._hub.log.info(
+        self.hub.stats.clients_cut[reason] += 1
+        self.hub.log.info(
             "client cut", extra={"peer": self.peer, "reason": reason, "detail": detail}
         )
         self.sink.close()
@@ -1334,22 +1130,20 @@ class Client:
         if self.closed:
             return
         staying: set[Link] = set()
-        if lingers and self._hub.limits.linger > 0:
+        if lingers and self.hub.limits.linger > 0:
             staying = {
                 binding.link
                 for binding in self.bindings.values()
                 if binding.lingers and binding.link is not None
             }
         self.closed = True
-        self._deadline.cancel()
-        if self._expiry is not None:
-            self._expiry.cancel()
-        hub = self._hub
+        self._admission.close()
+        hub = self.hub
         hub.clients.discard(self)
         hub.files_gone = hub.files_gone or _FILES in self._registrations
         hub.stats.clients_open -= 1
-        if self._tenant_stats is not None:
-            self._tenant_stats.clients -= 1
+        if self.tenant_stats is not None:
+            self.tenant_stats.clients -= 1
         if self._allowance is not None:
             self._allowance.disconnect()
         for link in list(self.links.values()):
@@ -1372,10 +1166,6 @@ class Client:
         """End what still goes on without the client."""
         for binding in list(self.bindings.values()):
             binding.let_go()
-
-
-def _who(identity: Identity) -> tuple[str, str, Role]:
-    return identity.tenant, identity.user, identity.role
 
 
 def _for_old_client(frames: bytes) -> bytes:
