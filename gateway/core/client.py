@@ -24,7 +24,7 @@ from gateway.core.placer import no_lease
 from gateway.core.ports import Entry
 from gateway.core.recipe import after_call, changes_recipe
 from gateway.core.session import Binding, Request, Session, SessionNotFoundError
-from gateway.core.stats import MethodStats, TenantStats, method_class
+from gateway.core.stats import MethodStats, Stats, TenantStats, method_class
 from gateway.core.turn import REPEATABLE
 from gateway.errors import RpcError
 from gateway.policy import results
@@ -34,7 +34,7 @@ from gateway.policy.rules import MethodRule, PolicyView, Route
 from gateway.policy.session_ids import is_valid_session_id, session_ids
 from gateway.types import Identity, Owner, Role
 from gateway.wire import compat, envelope, framing
-from gateway.wire.scan import Scanned, scan
+from gateway.wire.scan import scan
 
 if TYPE_CHECKING:
     from gateway.core.hub import Hub
@@ -73,15 +73,19 @@ _SPLIT_WRITE_BYTES = 64 * 1024
 """From this size on, header and body are written apart rather than copied together."""
 
 
+Direct = dict[str, tuple[MethodRule, MethodStats]]
+"""Methods whose requests go to an open session unread, each with what is needed to pass it on."""
+
+
 @functools.lru_cache(maxsize=64)
-def _direct_rules(policy: PolicyView) -> dict[str, tuple[MethodRule, str]]:
-    """Return the methods whose messages go to an open session unread, with their classes.
+def _direct(policy: PolicyView, shaped: frozenset[str], stats: Stats) -> Direct:
+    """Return the methods that pass directly, shared by all clients with the same policy.
 
     All others do something beside passing: they begin a turn or are part of one, change what makes
-    the session live again, or name other sessions too.
+    the session live again, name other sessions too, or have parameters that a rule may rewrite.
     """
     return {
-        rule.method: (rule, method_class(rule.method))
+        rule.method: (rule, stats.method(rule.method))
         for rule in policy.rules
         if rule.route is Route.SESSION
         and rule.simple
@@ -90,6 +94,7 @@ def _direct_rules(policy: PolicyView) -> dict[str, tuple[MethodRule, str]]:
         and not changes_recipe(rule.method)
         and rule.method not in REPEATABLE
         and rule.method not in _BRIDGED
+        and rule.method not in shaped
     }
 
 
@@ -220,7 +225,7 @@ class Client:
         self.entry = entry
         self._allowance: Allowance | None = None
         self._old = False
-        self._direct: dict[str, tuple[MethodRule, str]] = {}
+        self._direct: Direct = {}
         self._paced = False
         self._params: ParamPolicy | None = None
         self._shaped = _NO_METHODS
@@ -307,7 +312,8 @@ class Client:
 
     def feed(self, data: bytes) -> None:
         """Take a chunk of the client's stream."""
-        stats = self.hub.stats
+        hub = self.hub
+        stats = hub.stats
         stats.bytes_from_client += len(data)
         buffer = self._buffer
         whole = data
@@ -318,17 +324,38 @@ class Client:
             whole = joined
         pos = 0
         size = len(whole)
-        tenant = self.tenant_stats
+        pending = self.pending
         while pos < size and not self.closed:
+            tenant = self.tenant_stats
             if tenant is not None and self._direct and not self.authenticating:
                 found = scan(whole, pos, buffer.max_frame)
                 if found is not None:
-                    # Nearly all messages: nothing is decoded, and one object is made.
                     tenant.requests += 1
                     stats.frames_from_client += 1
-                    if not self._pass_on(whole, pos, found):
-                        self._canonical(whole, pos, found)
-                    pos = found[1]
+                    body, end, request_id, method, session_id = found
+                    frame = whole if end - pos == size else whole[pos:end]
+                    binding = self.bindings.get(session_id)  # type: ignore[arg-type]
+                    direct = self._direct.get(method)
+                    if (
+                        binding is not None
+                        and binding.open
+                        and direct is not None
+                        and request_id is not None
+                        and request_id not in pending
+                        and len(pending) < hub.limits.max_pending
+                        and (self._allowance is None or self._allows(end - body))
+                    ):
+                        # Nearly all messages: nothing is decoded, and one object is made.
+                        link: Link = binding.link  # type: ignore[assignment]
+                        rule, counters = direct
+                        pending[request_id] = Pending(
+                            link, binding, frame, rule, counters, hub.now()
+                        )
+                        link.replica.stats.in_flight += 1
+                        link.send(frame)
+                    else:
+                        self._canonical(frame, body - pos, method)
+                    pos = end
                     continue
             try:
                 header = buffer.frame(whole, pos)
@@ -346,49 +373,25 @@ class Client:
             stats.frames_from_client += 1
             if self.tenant_stats is not None:
                 self.tenant_stats.requests += 1
-            body = whole[header.body : header.end]
+            text = whole[header.body : header.end]
             pos = header.end
             if self.authenticating:
-                self._admission.hold(body)
+                self._admission.hold(text)
             else:
-                self.body(body)
+                self.body(text)
 
-    def _pass_on(self, data: bytes, pos: int, found: Scanned) -> bool:
-        """Forward a request byte for byte; False if there is more to it than that."""
-        body, end, request_id, method, session_id = found
-        direct = self._direct.get(method)
-        binding = self.bindings.get(session_id)  # type: ignore[arg-type]
-        if direct is None or binding is None or not binding.open or method in self._shaped:
-            return False
-        hub = self.hub
-        now = hub.now()
-        pending = self.pending
-        if request_id is not None and (
-            request_id in pending or len(pending) >= hub.limits.max_pending
-        ):
-            return False
+    def _allows(self, size: int) -> bool:
+        """Count a message against the quotas, unless it is over one."""
         allowance = self._allowance
-        if allowance is not None and allowance.take(end - body, now)[1] is not None:
-            return False
-        link = binding.link
-        assert link is not None
-        frame = data if end - pos == len(data) else data[pos:end]
-        if request_id is not None:
-            rule, kind = direct
-            stats = hub.stats.methods[kind]
-            pending[request_id] = Pending(link, binding, frame, rule, stats, now)
-            link.replica.stats.in_flight += 1
-        link.send(frame)
-        return True
+        return allowance is None or allowance.take(size, self.hub.now())[1] is None
 
-    def _canonical(self, data: bytes, pos: int, found: Scanned) -> None:
+    def _canonical(self, frame: bytes, body: int, method: str) -> None:
         """Route a request that is more than passed on, but known to be in canonical form."""
-        body, end, _, method, _ = found
         policy = self._policy
         assert policy is not None
-        message = envelope.loads(data[body:end])
-        request = Request(message, policy.rule_for(method), end - body)
-        request.frame = data if end - pos == len(data) else data[pos:end]
+        message = envelope.loads(frame[body:])
+        request = Request(message, policy.rule_for(method), len(frame) - body)
+        request.frame = frame
         self._request(request)
 
     def _frame_too_large(self, error: framing.FrameTooLargeError) -> None:
@@ -454,7 +457,7 @@ class Client:
 
     def follow(self, policy: PolicyView) -> None:
         self._policy = policy
-        self._direct = _direct_rules(policy)
+        self._direct = _direct(policy, self._shaped, self.hub.stats)
 
     def refuses_duplicate(self, request: Request) -> bool:
         """Refuse a request whose id is in flight, which would get the other's answer."""

@@ -42,7 +42,7 @@ will go on like that, and its next request carries the acknowledgement. A wrong 
 message by 40 ms.
 """
 
-_DROP, _FORWARD, _FORWARD_NOW, _ANSWERED = range(4)
+_DROP, _FORWARD, _FORWARD_NOW = range(3)
 
 # Plain integers: comparing members of an enumeration costs more than all the rest of a frame.
 _EVENT, _LIFECYCLE, _RESPONSE, _REQUEST, _NOTIFICATION = map(
@@ -276,7 +276,8 @@ class Link:
 
     def feed(self, data: bytes) -> None:
         """Take a chunk of the replica's stream."""
-        stats = self._hub.stats
+        hub = self._hub
+        stats = hub.stats
         stats.bytes_from_replica += len(data)
         buffer = self._buffer
         whole = data
@@ -299,7 +300,19 @@ class Link:
                 if pos >= size:
                     break
             found = stream.look(whole, pos, buffer.max_frame)
-            if found is None:
+            if found is not None:
+                if found[0] == _RESPONSE and found[2] == "result" and client is not None:
+                    # Nearly all answers: nobody but the client waits for them.
+                    pending = client.pending.get(found[1])
+                    if pending is not None and pending.hook is None and pending.link is self:
+                        del client.pending[found[1]]
+                        pending.stats.ok += 1
+                        pending.stats.duration.observe(hub.now() - pending.started)
+                        self.replica.stats.in_flight -= 1
+                        frames += 1
+                        pos = found[5]
+                        continue
+            else:
                 try:
                     header = buffer.frame(whole, pos)
                 except framing.FramingError as error:
@@ -312,10 +325,6 @@ class Link:
             end = found[5]
             if found[0] == _RESPONSE:
                 verdict = self._answer(whole, found)
-                if verdict == _ANSWERED:
-                    frames += 1
-                    pos = end
-                    continue
             else:
                 verdict = self._frame(whole, pos, found)
             others += 1
@@ -440,10 +449,7 @@ class Link:
             waiting.set_exception(RpcError(errors.INTERNAL_ERROR, "malformed error"))
 
     def _answer(self, data: bytes, found: stream.Looked) -> int:
-        """Match a response with what was asked; answers to nothing are dropped.
-
-        The verdicts are those of :meth:`_frame`, and :data:`_ANSWERED`.
-        """
+        """Match a response with what was asked; answers to nothing are dropped."""
         _, key, outcome, _, body, end = found
         if type(key) is str:
             if key in self._own:
@@ -454,17 +460,14 @@ class Link:
         client = self.client
         if client is None:
             return _DROP
-        pending = client.pending.pop(key, None)
-        if pending is None:
-            return _DROP
-        if pending.link is not self:
-            client.pending[key] = pending
+        pending = client.pending.get(key)
+        if pending is None or pending.link is not self:
             return _DROP
         if outcome == "error" and _is_shutting_down(data[body:end]):
             # It has not done what was asked, and is about to go: as good as gone.
-            client.pending[key] = pending
             self._after = self.close
             return _DROP
+        del client.pending[key]
         self.replica.stats.in_flight -= 1
         ok = outcome == "result"
         counters = pending.stats
@@ -475,7 +478,7 @@ class Link:
         counters.duration.observe(self._hub.now() - pending.started)
         hook = pending.hook
         if hook is None:
-            return _ANSWERED
+            return _FORWARD
         text = data[body:end]
         if pending.notes:
             hook(ok, text)

@@ -84,6 +84,11 @@ class Placer:
         """Whether what this worker holds is still its own."""
         return self._hub.now() < self.lease_until
 
+    @property
+    def evacuating(self) -> bool:
+        """Whether sessions are being moved off a replica."""
+        return bool(self._drains)
+
     # Choosing
 
     def choose(self, session_id: str, *, without: str | None = None) -> str | None:

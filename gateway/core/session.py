@@ -683,7 +683,8 @@ class Binding:
             if name == "session.idle":
                 self.cut = False
                 session.stored = True
-                self._hub.tasks.call_later(0, self._hub.placer.idle, session)
+                if self._hub.placer.evacuating:
+                    self._hub.tasks.call_later(0, self._hub.placer.idle, session)
                 self._hub.placer.stored(session)
             if self.client.closed and name in ("session.idle", "session.resume"):
                 # The turn is over, or somebody has come back for it.

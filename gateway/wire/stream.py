@@ -164,8 +164,13 @@ def _peek(data: bytes, body: int, end: int) -> Peeked:
     return _parse(data[body:end])
 
 
+_WITH_ID = frozenset({Kind.RESPONSE, Kind.REQUEST})
+
 Looked = tuple[int, Any, str, int, int, int]
-"""What :func:`look` found: the fields of :class:`Peeked`, then where the body starts and ends."""
+"""What :func:`look` found: the fields of :class:`Peeked`, then where the body starts and ends.
+
+The id of a response or request is a string or an integer, as it is not for any :func:`peek`.
+"""
 
 
 def look_python(data: bytes, pos: int, max_frame: int) -> Looked | None:
@@ -177,7 +182,10 @@ def look_python(data: bytes, pos: int, max_frame: int) -> Looked | None:
     end = body + int(match[1])
     if end > len(data) or end - body > max_frame:
         return None
-    return (*peek(data, body, end), body, end)
+    peeked = peek(data, body, end)
+    if peeked.kind in _WITH_ID and type(peeked.key) not in (int, str):
+        return None
+    return (*peeked, body, end)
 
 
 look: Callable[[bytes, int, int], Looked | None] = look_python
