@@ -137,7 +137,10 @@ async def _carry_on(hub: Hub, binding: Binding, session: Session, link: Link) ->
     ask = hub.limits.rebind_timeout
     processing = await _processing(hub, session, link)
     plan = failover.plan(turn, await _history(hub, session, link), processing=processing)
+    for prompt in plan.missing:
+        prompt.missing = True
     for prompt, event in plan.recorded:
+        prompt.missing = False
         _accept(session, prompt, event["data"]["messageId"])
         if not prompt.seen:
             prompt.seen = True
@@ -232,6 +235,7 @@ async def _send_again(
 
     def accepted(result: Any) -> None:
         message_id = result.get("messageId") if type(result) is dict else None
+        prompt.missing = False
         _accept(session, prompt, message_id if type(message_id) is str else None)
         if type(message_id) is str and told is not None:
             # SDKs wait for the events of the id that they were told.

@@ -46,9 +46,10 @@ class Prompt:
         resent_as: the CLI's own id for it after it was sent again, or None.
         answered: the sender has its answer.
         seen: its ``user.message`` was seen.
+        missing: it was lost with the replica and is still to be sent again.
     """
 
-    __slots__ = ("answered", "message_id", "request", "resent_as", "seen", "sender")
+    __slots__ = ("answered", "message_id", "missing", "request", "resent_as", "seen", "sender")
 
     def __init__(self, sender: Any, request: Any) -> None:
         self.sender = sender
@@ -57,6 +58,7 @@ class Prompt:
         self.resent_as: str | None = None
         self.answered = False
         self.seen = False
+        self.missing = False
 
     @property
     def text(self) -> object:
@@ -190,7 +192,9 @@ class Turn:
 
     def _idle(self) -> None:
         """End the turn; a prompt sent after its last look at the queue begins the next one."""
-        self.prompts = [prompt for prompt in self.prompts if not (prompt.answered or prompt.seen)]
+        self.prompts = [
+            one for one in self.prompts if one.missing or not (one.answered or one.seen)
+        ]
         self.busy = bool(self.prompts)
         self.started = self.aborting = self.cut = False
         self.aliases.clear()

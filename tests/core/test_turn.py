@@ -96,6 +96,16 @@ def test_a_prompt_that_was_seen_and_not_answered_is_over_at_idle() -> None:
     assert not turn.busy
 
 
+def test_a_prompt_that_is_still_to_be_sent_again_outlives_the_turn() -> None:
+    turn = Turn()
+    done, lost = sent(turn, "1"), sent(turn, "2")
+    for prompt in (done, lost):
+        turn.accepted(prompt, "m" + str(prompt.text))
+    lost.missing = True
+    hears(turn, "session.idle")
+    assert (turn.busy, turn.prompts) == (True, [lost])
+
+
 def test_a_refused_prompt_is_no_turn() -> None:
     turn = Turn()
     turn.refused(sent(turn))

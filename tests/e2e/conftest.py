@@ -38,13 +38,13 @@ class Fleet:
             ModelServer() if kind == "real" else ScriptedModel()
         )
 
-    async def start(self, count: int) -> None:
-        """Start the model and the CLIs."""
+    async def start(self, count: int, *, shared: bool = False) -> None:
+        """Start the model and the CLIs, on disks of their own or on one that they share."""
         if isinstance(self.model, ModelServer):
             await self._stack.enter_async_context(self.model)
         for number in range(count):
-            home = self.folder / f"home-{number}"
-            home.mkdir()
+            home = self.folder / ("home" if shared else f"home-{number}")
+            home.mkdir(exist_ok=shared)
             cli: FakeCli | RealCli
             if isinstance(self.model, ModelServer):
                 url = self.model.base_url
@@ -102,12 +102,12 @@ MakeFleet = Callable[..., Awaitable[Fleet]]
 
 @pytest.fixture
 async def make_fleet(tmp_path: Path) -> AsyncIterator[MakeFleet]:
-    """``await make_fleet(kind, count)``."""
+    """``await make_fleet(kind, count)``, with ``shared=True`` on one disk."""
     async with AsyncExitStack() as stack:
 
-        async def make(kind: str, count: int) -> Fleet:
+        async def make(kind: str, count: int, *, shared: bool = False) -> Fleet:
             fleet = Fleet(kind, tmp_path, stack)
-            await fleet.start(count)
+            await fleet.start(count, shared=shared)
             return fleet
 
         yield make

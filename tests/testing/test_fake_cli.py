@@ -109,7 +109,8 @@ async def test_kill_resets_connections_and_loses_the_unwritten() -> None:
     async with FakeCli(journal_delay=3600) as cli:
         client = await cli.connect()
         await client.request("session.create", session_params("s"))
-        await run_turn(client, "s", "hi")
+        await client.request("session.send", {"sessionId": "s", "prompt": "[[gate g]] hi"})
+        await cli.model.waiting("g")
         await cli.kill()
         await client.wait_ended()
         await client.close()

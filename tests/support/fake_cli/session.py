@@ -389,6 +389,7 @@ class Session:
 
     def _end(self, data: dict[str, Any] | None = None) -> None:
         self._worker = None
+        self.flush()  # what is idle is on disk
         data = data or {}
         self.emit("assistant.idle", data, ephemeral=True)
         self.emit("session.idle", {**data, "mode": "interactive"}, ephemeral=True)
