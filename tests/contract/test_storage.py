@@ -215,7 +215,7 @@ async def test_a_killed_stream_is_run_again_elsewhere(bench: Bench) -> None:
 async def test_a_crash_loses_what_was_not_written_yet(bench: Bench, cli: Cli) -> None:
     client = await bench.client(cli)
     await client.request("session.create", bench.params("s"))
-    await send(client, "s", "hello")
+    await send(client, "s", "[[delay 0.5]] hello")
     await cli.kill()
     await client.wait_ended()
     await cli.restart()
