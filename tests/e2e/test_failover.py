@@ -7,10 +7,15 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Self
 
 import pytest
+from copilot import CopilotClient, RuntimeConnection
+from copilot.session import PermissionDecisionApproveOnce
+from copilot.tools import define_tool
+from pydantic import BaseModel
 
+from gateway.testing.model_server import DEFAULT_MODEL, ModelServer
 from tests.e2e.conftest import Fleet, MakeFleet
 from tests.support.fake_cli import FakeCli
-from tests.support.gateway import LocalGateway
+from tests.support.gateway import ADMIN_TOKEN, LocalGateway
 from tests.support.rpc import Message, RpcClient, RpcFault
 from tests.support.sessions import (
     answer_tool,
@@ -21,6 +26,7 @@ from tests.support.sessions import (
     tool,
 )
 from tests.support.stack import RealCli
+from tests.support.wait import eventually
 
 Cli = FakeCli | RealCli
 
@@ -44,6 +50,10 @@ POINTS: dict[str, tuple[str, str]] = {
 """Points of a turn: the prompt that leads there, with room for a gate's name, and its text."""
 
 WITH_PENDING = ("permission", "tool", "input", "hook")
+
+
+class Numbers(BaseModel):
+    x: int
 
 
 class Application:
@@ -370,3 +380,91 @@ async def test_a_durable_send_survives_without_the_gateways_memory(make_fleet: M
 
     assert await stored() == ["[[gate g]] precious"]
     await fleet.model.release("g")
+
+
+# Real CLIs, and the Python SDK
+
+
+@pytest.mark.real
+async def test_real_replicas_are_killed_at_every_point(make_fleet: MakeFleet) -> None:
+    fleet = await make_fleet("real", 2, shared=True)
+    gateway = await fleet.local(**FREE)
+    for point in ("model", "streaming", "permission", "tool", "hook"):
+        cli = await lose_at(fleet, gateway, f"at-{point}", point, kill)
+        await cli.start()
+
+
+@pytest.mark.real
+async def test_a_real_replica_is_stopped(make_fleet: MakeFleet) -> None:
+    """SIGSTOP while it streams; woken up again it finds itself alone and writes no answer."""
+    fleet = await make_fleet("real", 2, shared=True)
+    gateway = await fleet.local(**FREE)
+    cli = await lose_at(fleet, gateway, "s", "streaming", freeze)
+    assert isinstance(cli, RealCli)
+    cli.unfreeze()
+    hub = gateway.worker.hub
+    await eventually(lambda: hub.replicas[cli.name].reachable)
+    client = await fleet.client(gateway)
+    await client.request("session.resume", fleet.params("s"))
+    events = await history(client, "s")
+    assert len(prompts_in(events)) == len(final_answers_in(events)) == 3
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("point", ["acknowledged", "streaming", "permission", "tool"])
+async def test_the_python_sdk_gets_its_answer(make_fleet: MakeFleet, point: str) -> None:
+    fleet = await make_fleet("real", 2, shared=True)
+    gateway = await fleet.local(**FREE)
+    assert isinstance(fleet.model, ModelServer)
+    reached, go = asyncio.Event(), asyncio.Event()
+
+    async def may_go(what: str) -> None:
+        if what == point:
+            reached.set()
+            await go.wait()
+
+    async def decide(request: Any, invocation: Any) -> Any:
+        await may_go("permission")
+        return PermissionDecisionApproveOnce()
+
+    @define_tool(description="a tool")
+    async def mine(numbers: Numbers) -> str:
+        await may_go("tool")
+        return f"got {numbers.x}"
+
+    def hear(event: Any) -> None:
+        if point == "streaming" and event.type.value == "assistant.message_delta":
+            reached.set()
+
+    connection = RuntimeConnection.for_uri(
+        f"{gateway.host}:{gateway.port}", connection_token=ADMIN_TOKEN
+    )
+    sdk = CopilotClient(connection=connection)
+    await sdk.start()
+    try:
+        session = await sdk.create_session(
+            on_permission_request=decide,
+            tools=[mine],
+            model=DEFAULT_MODEL,
+            streaming=True,
+            provider={"type": "openai", "base_url": fleet.model.base_url, "api_key": "none"},
+        )
+        await session.send_and_wait("one", timeout=60)
+        session.on(hear)
+        script = POINTS[point][0].replace("{}", "g")
+        asked = asyncio.ensure_future(session.send_and_wait(script, timeout=60))
+        if point == "acknowledged":
+            await eventually(lambda: gateway.worker.hub.sessions[session.session_id].turn.busy)
+        else:
+            await reached.wait()
+        await fleet.cli(gateway.replica_of(session.session_id)).kill()
+        await fleet.model.release("g")
+        go.set()
+        answer: Any = await asked
+        text = POINTS[point][1]
+        assert answer.data.content.startswith(f"echo: {text} [user messages: 2]")
+        events: list[Any] = await session.get_events()
+        prompts = [one.data.content for one in events if one.type.value == "user.message"]
+        assert prompts == ["one", script]
+    finally:
+        await sdk.stop()
