@@ -244,13 +244,16 @@ def container(manifest: Any) -> Any:
 def test_kubernetes_gateway(manifests: dict[tuple[str, str], Any]) -> None:
     gateway = container(manifests["Deployment", "copilot-gateway"])
     arguments = build_parser().parse_args(gateway["args"])
-    replicas = vars(arguments)[f"setting:{REPLICAS.name}"]
+    (source,) = vars(arguments)["setting:discovery.sources"]
+    service = manifests["Service", "copilot-cli"]
+    (port,) = service["spec"]["ports"]
+    name = service["metadata"]["name"]
+    # The name that Kubernetes gives the SRV record of a named port.
+    record = f"_{port['name']}._tcp.{name}.default.svc.cluster.local"
+    assert source == f"srv://{record}"
     cli = manifests["StatefulSet", "copilot-cli"]
-    assert len(replicas) == cli["spec"]["replicas"]
-    (cli_port,) = [port["containerPort"] for port in container(cli)["ports"]]
-    for index, replica in enumerate(replicas):
-        host = f"copilot-cli-{index}.{cli['spec']['serviceName']}"
-        assert replica == f"cli-{index}={host}:{cli_port}"
+    assert cli["spec"]["serviceName"] == name
+    assert [one["containerPort"] for one in container(cli)["ports"]] == [port["port"]]
     variables = {one.variable for one in SETTINGS.values()} | {REPLICA_TOKEN_VARIABLE}
     assert {one["name"] for one in gateway["env"]} <= variables
     ports = {port["name"]: port["containerPort"] for port in gateway["ports"]}
