@@ -138,16 +138,29 @@ async def test_a_wrong_declaration_is_found_out(make_fleet: MakeFleet) -> None:
 # A rolling restart
 
 
-@pytest.mark.parametrize("kind", ["fake", pytest.param("real", marks=pytest.mark.real)])
-async def test_a_rolling_restart_under_load(kind: str, tmp_path: Path) -> None:
-    """Both CLIs are replaced while conversations go on; nobody sees an error."""
+@pytest.mark.parametrize(
+    ("kind", "storage"),
+    [
+        ("fake", "shared"),
+        ("fake", "local"),
+        pytest.param("real", "shared", marks=pytest.mark.real),
+    ],
+)
+async def test_a_rolling_restart_under_load(kind: str, storage: str, tmp_path: Path) -> None:
+    """Both CLIs are replaced while conversations go on; nobody sees an error.
+
+    With shared storage sessions leave before; otherwise turns that do not end in time are cut and
+    carried on afterwards.
+    """
     async with ModelServer() as model:
         url = model.base_url if kind == "real" else FAKE_MODEL_URL
         binary = real_cli() if kind == "real" else fake_cli_executable(tmp_path)
         env = cli_environment(tmp_path, url)
         del env["COPILOT_HOME"]
         env["COPILOT_GATEWAY_SPAWN_BINARY"] = str(binary)
-        gateway = GatewayProcess(tmp_path / "state", "--spawn", "2", env=env, admin=True)
+        env["COPILOT_GATEWAY_DRAIN_TIMEOUT"] = "1"
+        args = ("--spawn", "2", "--storage", storage)
+        gateway = GatewayProcess(tmp_path / "state", *args, env=env, admin=True)
         async with gateway:
             await gateway.until_up(2)
             await roll(gateway, url)
