@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,9 @@ import orjson
 from gateway import errors
 from gateway.core import answers
 from gateway.core.admission import Admission
+from gateway.core.lane import MAX_DIRECT_BYTES, pass_requests
 from gateway.core.link import Link, LinkLostError
+from gateway.core.pending import Hook, Pending, PendingHook
 from gateway.core.placer import no_lease
 from gateway.core.ports import Entry
 from gateway.core.recipe import after_call, changes_recipe
@@ -34,15 +36,12 @@ from gateway.policy.rules import MethodRule, PolicyView, Route
 from gateway.policy.session_ids import is_valid_session_id, session_ids
 from gateway.types import Identity, Owner, Role
 from gateway.wire import compat, envelope, framing
-from gateway.wire.scan import scan
+from gateway.wire.scan import Scanned, scan
 
 if TYPE_CHECKING:
     from gateway.core.hub import Hub
     from gateway.core.ports import Sink
     from gateway.core.replica import Replica
-
-Hook = Callable[[bool | None, bytes], Any]
-"""``hook(ok, body)``: called with the answer; ``ok`` is None if it never comes."""
 
 _DIRECT = Entry()
 _NO_METHODS: frozenset[str] = frozenset()
@@ -98,66 +97,6 @@ def _direct(policy: PolicyView, shaped: frozenset[str], stats: Stats) -> Direct:
     }
 
 
-class Pending:
-    """A request that was sent to a replica and not yet answered.
-
-    Attributes:
-        link: the link on which its answer is accepted.
-        binding: the session it is about, or None.
-        request: the request, for those that may have to be sent again; if it was not read, its
-            frame.
-        rule: the policy's rule for its method.
-        stats: counters of its method class.
-        started: when it arrived (``Hub.now``).
-        hook: called with the answer, or None.
-        rewrites: the answer is not forwarded; the hook sends what the client gets.
-        notes: the hook only takes notice, and does not mind being called before the answer has
-            left: what follows the answer leaves with it, in one write.
-    """
-
-    __slots__ = ("binding", "link", "request", "rule", "started", "stats")
-
-    # Of those that merely pass, which is nearly all; others are of the subclass.
-    hook: Hook | None = None
-    rewrites: bool = False
-    notes: bool = False
-
-    def __init__(
-        self,
-        link: Link | None,
-        binding: Binding | None,
-        request: Request | bytes | None,
-        rule: MethodRule,
-        stats: MethodStats,
-        started: float,
-    ) -> None:
-        self.link = link
-        self.binding = binding
-        self.request = request
-        self.rule = rule
-        self.stats = stats
-        self.started = started
-
-
-class PendingHook(Pending):
-    """A request whose answer somebody waits for or takes note of."""
-
-    __slots__ = ("hook", "notes", "rewrites")
-
-    def __init__(self, pending: Pending, hook: Hook, *, rewrites: bool, notes: bool) -> None:
-        super().__init__(
-            pending.link,
-            pending.binding,
-            pending.request,
-            pending.rule,
-            pending.stats,
-            pending.started,
-        )
-        self.hook = hook
-        self.rewrites = rewrites
-        self.notes = notes
-
-
 class Client:
     """An SDK's connection.
 
@@ -170,6 +109,8 @@ class Client:
         identity: who it is; None until a ``connect`` was accepted.
         owner: tenant and user of the identity.
         connect_params: what its ``connect`` said, without the token: replayed on every link.
+        allowance: the quotas that apply to it, or None.
+        direct: methods that pass directly to an open session; empty before it is authenticated.
         bindings: its sessions by id.
         links: its connections by replica name.
         pending: its requests in flight by id.
@@ -179,10 +120,8 @@ class Client:
 
     __slots__ = (
         "_admission",
-        "_allowance",
         "_buffer",
         "_callbacks",
-        "_direct",
         "_holds",
         "_lobby",
         "_lobby_busy",
@@ -195,10 +134,12 @@ class Client:
         "_registrations",
         "_shaped",
         "_shares",
+        "allowance",
         "authenticating",
         "bindings",
         "closed",
         "connect_params",
+        "direct",
         "entry",
         "hub",
         "identity",
@@ -223,9 +164,9 @@ class Client:
         """
         self.hub = hub
         self.entry = entry
-        self._allowance: Allowance | None = None
+        self.allowance: Allowance | None = None
         self._old = False
-        self._direct: Direct = {}
+        self.direct: Direct = {}
         self._paced = False
         self._params: ParamPolicy | None = None
         self._shaped = _NO_METHODS
@@ -312,8 +253,7 @@ class Client:
 
     def feed(self, data: bytes) -> None:
         """Take a chunk of the client's stream."""
-        hub = self.hub
-        stats = hub.stats
+        stats = self.hub.stats
         stats.bytes_from_client += len(data)
         buffer = self._buffer
         whole = data
@@ -324,38 +264,19 @@ class Client:
             whole = joined
         pos = 0
         size = len(whole)
-        pending = self.pending
         while pos < size and not self.closed:
-            tenant = self.tenant_stats
-            if tenant is not None and self._direct and not self.authenticating:
+            if self.direct and not self.authenticating:
+                hub = self.hub
+                largest = min(buffer.max_frame, MAX_DIRECT_BYTES)
+                pos = pass_requests(
+                    whole, pos, largest, self, stats, hub.now, hub.limits.max_pending
+                )
+                if pos == size or self.closed:
+                    return
                 found = scan(whole, pos, buffer.max_frame)
                 if found is not None:
-                    tenant.requests += 1
-                    stats.frames_from_client += 1
-                    body, end, request_id, method, session_id = found
-                    frame = whole if end - pos == size else whole[pos:end]
-                    binding = self.bindings.get(session_id)  # type: ignore[arg-type]
-                    direct = self._direct.get(method)
-                    if (
-                        binding is not None
-                        and binding.open
-                        and direct is not None
-                        and request_id is not None
-                        and request_id not in pending
-                        and len(pending) < hub.limits.max_pending
-                        and (self._allowance is None or self._allows(end - body))
-                    ):
-                        # Nearly all messages: nothing is decoded, and one object is made.
-                        link: Link = binding.link  # type: ignore[assignment]
-                        rule, counters = direct
-                        pending[request_id] = Pending(
-                            link, binding, frame, rule, counters, hub.now()
-                        )
-                        link.replica.stats.in_flight += 1
-                        link.send(frame)
-                    else:
-                        self._canonical(frame, body - pos, method)
-                    pos = end
+                    self._canonical(whole, pos, found)
+                    pos = found[1]
                     continue
             try:
                 header = buffer.frame(whole, pos)
@@ -370,28 +291,32 @@ class Client:
                 return
             if header is None:
                 return
-            stats.frames_from_client += 1
-            if self.tenant_stats is not None:
-                self.tenant_stats.requests += 1
-            text = whole[header.body : header.end]
+            self._count()
+            body = whole[header.body : header.end]
             pos = header.end
             if self.authenticating:
-                self._admission.hold(text)
+                self._admission.hold(body)
             else:
-                self.body(text)
+                self.body(body)
 
-    def _allows(self, size: int) -> bool:
+    def _count(self) -> None:
+        self.hub.stats.frames_from_client += 1
+        if self.tenant_stats is not None:
+            self.tenant_stats.requests += 1
+
+    def allows(self, size: int) -> bool:
         """Count a message against the quotas, unless it is over one."""
-        allowance = self._allowance
+        allowance = self.allowance
         return allowance is None or allowance.take(size, self.hub.now())[1] is None
 
-    def _canonical(self, frame: bytes, body: int, method: str) -> None:
+    def _canonical(self, data: bytes, pos: int, found: Scanned) -> None:
         """Route a request that is more than passed on, but known to be in canonical form."""
+        body, end, _, method, _ = found
         policy = self._policy
         assert policy is not None
-        message = envelope.loads(frame[body:])
-        request = Request(message, policy.rule_for(method), len(frame) - body)
-        request.frame = frame
+        self._count()
+        request = Request(envelope.loads(data[body:end]), policy.rule_for(method), end - body)
+        request.frame = data if end - pos == len(data) else data[pos:end]
         self._request(request)
 
     def _frame_too_large(self, error: framing.FrameTooLargeError) -> None:
@@ -428,15 +353,15 @@ class Client:
             policy = self.hub.policy.view(self.identity)
             self.follow(policy)
         if method is None:
-            if self._allowance is not None:
-                self._allow(self._allowance, None, len(body))
+            if self.allowance is not None:
+                self._allow(self.allowance, None, len(body))
             self._callback_answered(message)
             return
         self._request(Request(message, policy.rule_for(method), len(body)))
 
     def _request(self, request: Request) -> None:
         """Route one request or notification."""
-        if self._allowance is not None and not self._allow(self._allowance, request, request.size):
+        if self.allowance is not None and not self._allow(self.allowance, request, request.size):
             return
         rule = request.rule
         if rule.method in self._shaped and not self._shape(request):
@@ -457,7 +382,7 @@ class Client:
 
     def follow(self, policy: PolicyView) -> None:
         self._policy = policy
-        self._direct = _direct(policy, self._shaped, self.hub.stats)
+        self.direct = _direct(policy, self._shaped, self.hub.stats)
 
     def refuses_duplicate(self, request: Request) -> bool:
         """Refuse a request whose id is in flight, which would get the other's answer."""
@@ -611,7 +536,7 @@ class Client:
         Raises:
             RpcError: a quota does not allow one more.
         """
-        allowance = self._allowance
+        allowance = self.allowance
         if allowance is None or (session is not None and session.live):
             yield
             return
@@ -707,8 +632,8 @@ class Client:
         if not self.hub.placer.has_lease:
             self.refuse(request, no_lease(self.hub.limits.retry_after))
             return False
-        if self._allowance is not None and session is not None and not session.turn.busy:
-            refusal = self._allowance.start_turn()
+        if self.allowance is not None and session is not None and not session.turn.busy:
+            refusal = self.allowance.start_turn()
             if refusal is not None:
                 self._over_quota(request, refusal)
                 return False
@@ -1038,7 +963,7 @@ class Client:
         self.hub = hub
         self.identity = identity
         self.owner = owner
-        self._allowance = allowance
+        self.allowance = allowance
         self._shaped = self._params.methods
         self._shares = hub.quotas.rule(identity.tenant).shared_sessions
         self._buffer.max_frame = self._max_frame()
@@ -1053,7 +978,7 @@ class Client:
 
     def _max_frame(self) -> int:
         limit = self.hub.limits.max_frame
-        return self._allowance.max_frame(limit) if self._allowance is not None else limit
+        return self.allowance.max_frame(limit) if self.allowance is not None else limit
 
     def rules_changed(self) -> None:
         """Take over policy, quotas and limits after a reload; who may not stay is cut."""
@@ -1070,11 +995,11 @@ class Client:
         if self._policy is not None:
             self.follow(self.hub.policy.view(identity))
         self._shares = self.hub.quotas.rule(identity.tenant).shared_sessions
-        if self._allowance is not None:
-            self._allowance.disconnect()
-        self._allowance = self.hub.quotas.allowance(owner)
-        if self._allowance is not None:
-            self._allowance.join()
+        if self.allowance is not None:
+            self.allowance.disconnect()
+        self.allowance = self.hub.quotas.allowance(owner)
+        if self.allowance is not None:
+            self.allowance.join()
         self._buffer.max_frame = self._max_frame()
 
     # Flow
@@ -1147,8 +1072,8 @@ class Client:
         hub.stats.clients_open -= 1
         if self.tenant_stats is not None:
             self.tenant_stats.clients -= 1
-        if self._allowance is not None:
-            self._allowance.disconnect()
+        if self.allowance is not None:
+            self.allowance.disconnect()
         for link in list(self.links.values()):
             if link not in staying:
                 link.close()

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from gateway import errors
 from gateway.core import answers
+from gateway.core.lane import pass_answers
 from gateway.core.turn import TRACKED_EVENTS
 from gateway.errors import RpcError
 from gateway.wire import envelope, framing, stream
@@ -294,25 +295,13 @@ class Link:
         size = len(whole)
         frames = quiet = others = 0
         while pos < size:
-            pos, run = stream.skim(whole, pos)
-            if run:
-                quiet += run
-                if pos >= size:
-                    break
+            pos, events, answered = pass_answers(whole, pos, buffer.max_frame, self, hub.now)
+            quiet += events
+            frames += answered
+            if pos >= size:
+                break
             found = stream.look(whole, pos, buffer.max_frame)
-            if found is not None:
-                if found[0] == _RESPONSE and found[2] == "result" and client is not None:
-                    # Nearly all answers: nobody but the client waits for them.
-                    pending = client.pending.get(found[1])
-                    if pending is not None and pending.hook is None and pending.link is self:
-                        del client.pending[found[1]]
-                        pending.stats.ok += 1
-                        pending.stats.duration.observe(hub.now() - pending.started)
-                        self.replica.stats.in_flight -= 1
-                        frames += 1
-                        pos = found[5]
-                        continue
-            else:
+            if found is None:
                 try:
                     header = buffer.frame(whole, pos)
                 except framing.FramingError as error:

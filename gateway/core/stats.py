@@ -311,6 +311,37 @@ class Stats:
         tenants: by name; use :meth:`tenant`.
     """
 
+    __slots__ = (
+        "audit_lost",
+        "auth",
+        "bytes_from_client",
+        "bytes_from_replica",
+        "bytes_to_client",
+        "bytes_to_replica",
+        "clients_accepted",
+        "clients_cut",
+        "clients_open",
+        "clients_rejected",
+        "events_forwarded",
+        "frames_from_client",
+        "frames_from_replica",
+        "frames_queued",
+        "frames_to_client",
+        "frames_to_replica",
+        "lifecycle_dropped",
+        "methods",
+        "registry",
+        "replicas",
+        "sessions_failed",
+        "sessions_live",
+        "sessions_placed",
+        "sessions_rebound",
+        "sessions_waiting",
+        "tenants",
+        "time_to_client",
+        "time_to_replica",
+    )
+
     def __init__(self) -> None:
         self.clients_open = 0
         self.clients_accepted = 0

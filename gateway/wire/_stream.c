@@ -1,68 +1,15 @@
 /* The C twins of gateway.wire.stream: skim() passes over runs of whole, quiet session.event frames
  * in the CLI's fixed form, look() tells what the frame behind them is. Anything unusual stops both;
  * the caller then looks for itself. */
-#include "_frame.h"
+#include "_stream.h"
 
-#define MAX_LOUD 64
-#define MAX_NAME 64
-#define MAX_SESSION_ID 250
-
-static struct {
-    char text[MAX_NAME];
-    size_t length;
-} loud[MAX_LOUD];
-static size_t loud_count = 0;
-
-static const char PREFIX[] =
-    "{\"jsonrpc\":\"2.0\",\"method\":\"session.event\",\"params\":{\"sessionId\":\"";
-static const char MIDDLE[] = "\",\"event\":{\"type\":\"";
 static const char LIFECYCLE_PREFIX[] =
     "{\"jsonrpc\":\"2.0\",\"method\":\"session.lifecycle\",\"params\":{\"type\":\"";
 static const char LIFECYCLE_MIDDLE[] = "\",\"sessionId\":\"";
-static const char ID[] = "{\"jsonrpc\":\"2.0\",\"id\":";
-
 /* gateway.wire.stream.Kind */
 enum { EVENT, LIFECYCLE, RESPONSE, REQUEST };
 
 static PyObject *result_name, *error_name;
-
-static int is_id_char(unsigned char c)
-{
-    return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c == '_' ||
-           c == '-';
-}
-
-static int is_name_char(unsigned char c)
-{
-    return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'z') || c == '_' || c == '.';
-}
-
-static int is_loud(const char *name, size_t length)
-{
-    for (size_t i = 0; i < loud_count; i++)
-        if (loud[i].length == length && memcmp(loud[i].text, name, length) == 0)
-            return 1;
-    return 0;
-}
-
-/* Pass over `"PREFIX" id "MIDDLE" name`, which starts an event or lifecycle notification (whose
- * order is the other way round); *name ends before its closing quote. */
-static int read_event(const char *p, const char *end, struct span *session_id, struct span *name)
-{
-    if (!SKIP(&p, end, PREFIX))
-        return 0;
-    session_id->start = p;
-    while (p < end && is_id_char((unsigned char)*p))
-        p++;
-    session_id->end = p;
-    if (p == session_id->start || p - session_id->start > MAX_SESSION_ID || !SKIP(&p, end, MIDDLE))
-        return 0;
-    name->start = p;
-    while (p < end && is_name_char((unsigned char)*p))
-        p++;
-    name->end = p;
-    return p != name->start && p != end && *p == '"' && p - name->start <= MAX_NAME;
-}
 
 static PyObject *skim(PyObject *self, PyObject *const *args, Py_ssize_t count)
 {
@@ -76,20 +23,9 @@ static PyObject *skim(PyObject *self, PyObject *const *args, Py_ssize_t count)
         return NULL;
     const char *base = PyBytes_AS_STRING(args[0]);
     const char *p = base + pos, *end = base + PyBytes_GET_SIZE(args[0]);
-    struct span body, session_id, name;
-    /* Most events are of the session and type of the one before: its start says all. */
-    const char *known = NULL;
-    size_t known_size = 0;
+    struct span body, known = {NULL, NULL};
     Py_ssize_t frames = 0;
-    while (find_body(p, end, &body)) {
-        if (known == NULL || (size_t)(body.end - body.start) < known_size ||
-            memcmp(body.start, known, known_size) != 0) {
-            if (!read_event(body.start, body.end, &session_id, &name) ||
-                is_loud(name.start, (size_t)(name.end - name.start)))
-                break;
-            known = body.start;
-            known_size = (size_t)(name.end + 1 - body.start);
-        }
+    while (find_body(p, end, &body) && is_quiet(&body, &known)) {
         p = body.end;
         frames++;
     }
@@ -186,26 +122,6 @@ static PyObject *look(PyObject *self, PyObject *const *args, Py_ssize_t count)
     Py_ssize_t start = body.start - base;
     return Py_BuildValue("iNNnnn", kind, key, name, tail ? start + tail : 0, start,
                          (Py_ssize_t)(body.end - base));
-}
-
-static PyObject *set_loud(PyObject *self, PyObject *names)
-{
-    (void)self;
-    if (!PyTuple_Check(names) || PyTuple_GET_SIZE(names) > MAX_LOUD) {
-        PyErr_SetString(PyExc_ValueError, "set_loud(names: tuple of at most 64 bytes objects)");
-        return NULL;
-    }
-    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(names); i++) {
-        PyObject *name = PyTuple_GET_ITEM(names, i);
-        if (!PyBytes_Check(name) || PyBytes_GET_SIZE(name) > MAX_NAME) {
-            PyErr_SetString(PyExc_ValueError, "an event name is at most 64 bytes");
-            return NULL;
-        }
-        loud[i].length = (size_t)PyBytes_GET_SIZE(name);
-        memcpy(loud[i].text, PyBytes_AS_STRING(name), loud[i].length);
-    }
-    loud_count = (size_t)PyTuple_GET_SIZE(names);
-    Py_RETURN_NONE;
 }
 
 static PyMethodDef methods[] = {

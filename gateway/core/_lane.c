@@ -1,0 +1,462 @@
+/* The C twins of gateway.core.lane: what they do to clients, links and counters is defined there.
+ *
+ * The objects are the ordinary Python ones. Their __slots__ are read and written in place, at the
+ * offset that the slot's descriptor names, remembered per type as the interpreter's own inline
+ * caches do. Whatever is not as expected, a missing slot included, ends the pass at that frame, and
+ * the caller deals with it in Python. */
+#include "../wire/_scan.h"
+#include "../wire/_stream.h"
+#include <structmember.h>
+
+#ifdef Py_GIL_DISABLED
+#error "slots are accessed under the protection of the interpreter lock"
+#endif
+
+/* --- slots ---------------------------------------------------------------------------------- */
+
+struct slot {
+    const char *name;
+    PyObject *interned;
+    PyTypeObject *type; /* a strong reference, so that no other type takes its address */
+    Py_ssize_t offset;
+};
+
+/* Look the slot up in the type of an object; false if that type has no such slot. */
+static int resolve(struct slot *slot, PyObject *object)
+{
+    PyTypeObject *type = Py_TYPE(object);
+    if (slot->interned == NULL && (slot->interned = PyUnicode_InternFromString(slot->name)) == NULL)
+        goto unknown;
+    PyObject *found = PyObject_GetAttr((PyObject *)type, slot->interned);
+    if (found == NULL)
+        goto unknown;
+    int usable = 0;
+    if (Py_IS_TYPE(found, &PyMemberDescr_Type)) {
+        const PyMemberDef *member = ((PyMemberDescrObject *)found)->d_member;
+        if (member->type == T_OBJECT_EX && (member->flags & READONLY) == 0) {
+            slot->offset = member->offset;
+            Py_XSETREF(slot->type, (PyTypeObject *)Py_NewRef(type));
+            usable = 1;
+        }
+    }
+    Py_DECREF(found);
+    return usable;
+unknown:
+    PyErr_Clear();
+    return 0;
+}
+
+static inline PyObject **place(struct slot *slot, PyObject *object)
+{
+    if (Py_TYPE(object) != slot->type && !resolve(slot, object))
+        return NULL;
+    return (PyObject **)((char *)object + slot->offset);
+}
+
+/* The value of a slot, borrowed; NULL if there is none. */
+static inline PyObject *get(struct slot *slot, PyObject *object)
+{
+    PyObject **at = place(slot, object);
+    return at == NULL ? NULL : *at;
+}
+
+/* Add to an integer slot; false with an exception set, or if it holds no small integer. */
+static int add(struct slot *slot, PyObject *object, long long amount)
+{
+    PyObject **at = place(slot, object);
+    if (at == NULL || *at == NULL || !PyLong_CheckExact(*at)) {
+        PyErr_Format(PyExc_TypeError, "%s is no counter", slot->name);
+        return 0;
+    }
+    int overflow;
+    long long value = PyLong_AsLongLongAndOverflow(*at, &overflow);
+    PyObject *sum = overflow ? NULL : PyLong_FromLongLong(value + amount);
+    if (sum == NULL) {
+        if (overflow)
+            PyErr_Format(PyExc_OverflowError, "%s", slot->name);
+        return 0;
+    }
+    Py_SETREF(*at, sum);
+    return 1;
+}
+
+#define SLOT(variable, name) static struct slot variable = {name, NULL, NULL, 0}
+SLOT(client_closed, "closed");
+SLOT(client_bindings, "bindings");
+SLOT(client_pending, "pending");
+SLOT(client_direct, "direct");
+SLOT(client_allowance, "allowance");
+SLOT(client_tenant, "tenant_stats");
+SLOT(tenant_requests, "requests");
+SLOT(binding_open, "open");
+SLOT(binding_link, "link");
+SLOT(link_client, "client");
+SLOT(link_closed, "closed");
+SLOT(link_sink, "sink");
+SLOT(link_sent, "sent");
+SLOT(link_replica, "replica");
+SLOT(replica_stats, "stats");
+SLOT(replica_in_flight, "in_flight");
+SLOT(stats_from_client, "frames_from_client");
+SLOT(stats_to_replica, "frames_to_replica");
+SLOT(stats_bytes_to_replica, "bytes_to_replica");
+SLOT(pending_link, "link");
+SLOT(pending_binding, "binding");
+SLOT(pending_request, "request");
+SLOT(pending_rule, "rule");
+SLOT(pending_stats, "stats");
+SLOT(pending_started, "started");
+SLOT(method_ok, "ok");
+SLOT(method_duration, "duration");
+SLOT(histogram_bounds, "bounds");
+SLOT(histogram_counts, "counts");
+SLOT(histogram_sum, "sum");
+
+static PyTypeObject *pending_type; /* gateway.core.pending.Pending */
+static PyObject *write_name, *allows_name;
+
+/* --- requests ------------------------------------------------------------------------------- */
+
+enum outcome { FAILED = -1, STOP = 0, PASSED = 1 };
+
+static int fill(struct slot *slot, PyObject *object, PyObject *value)
+{
+    PyObject **at = place(slot, object);
+    if (at == NULL) {
+        PyErr_Format(PyExc_TypeError, "%s is no slot", slot->name);
+        return 0;
+    }
+    Py_XSETREF(*at, Py_NewRef(value));
+    return 1;
+}
+
+/* Return a new Pending. */
+static PyObject *make_pending(PyObject *link, PyObject *binding, PyObject *frame, PyObject *direct,
+                              PyObject *started)
+{
+    PyObject *pending = pending_type->tp_alloc(pending_type, 0);
+    if (pending == NULL)
+        return NULL;
+    if (fill(&pending_link, pending, link) && fill(&pending_binding, pending, binding) &&
+        fill(&pending_request, pending, frame) &&
+        fill(&pending_rule, pending, PyTuple_GET_ITEM(direct, 0)) &&
+        fill(&pending_stats, pending, PyTuple_GET_ITEM(direct, 1)) &&
+        fill(&pending_started, pending, started))
+        return pending;
+    Py_DECREF(pending);
+    return NULL;
+}
+
+/* Ask the client's quotas; they count the message if they allow it. */
+static enum outcome allowed(PyObject *client, Py_ssize_t size)
+{
+    PyObject *allowance = get(&client_allowance, client);
+    if (allowance == Py_None)
+        return PASSED;
+    if (allowance == NULL)
+        return STOP;
+    PyObject *bytes = PyLong_FromSsize_t(size);
+    if (bytes == NULL)
+        return FAILED;
+    PyObject *answer = PyObject_CallMethodOneArg(client, allows_name, bytes);
+    Py_DECREF(bytes);
+    if (answer == NULL)
+        return FAILED;
+    int yes = PyObject_IsTrue(answer);
+    Py_DECREF(answer);
+    return yes < 0 ? FAILED : yes ? PASSED : STOP;
+}
+
+/* What a request needs, found before anything is changed. Borrowed until held: what is called in
+ * between (quotas, the clock, the sink) may run any code. */
+struct route {
+    PyObject *binding, *link, *sink, *replica_stats, *direct, *pending, *tenant;
+};
+
+static void hold(const struct route *route)
+{
+    Py_INCREF(route->binding);
+    Py_INCREF(route->link);
+    Py_INCREF(route->sink);
+    Py_INCREF(route->replica_stats);
+    Py_INCREF(route->direct);
+    Py_INCREF(route->pending);
+    Py_INCREF(route->tenant);
+}
+
+static void release(const struct route *route)
+{
+    Py_DECREF(route->binding);
+    Py_DECREF(route->link);
+    Py_DECREF(route->sink);
+    Py_DECREF(route->replica_stats);
+    Py_DECREF(route->direct);
+    Py_DECREF(route->pending);
+    Py_DECREF(route->tenant);
+}
+
+/* Find out where a request goes; STOP if it does not simply pass. */
+static enum outcome find_route(PyObject *client, const struct span *method,
+                               const struct span *session_id, PyObject *id, Py_ssize_t max_pending,
+                               struct route *route)
+{
+    PyObject *bindings = get(&client_bindings, client), *table = get(&client_direct, client);
+    route->pending = get(&client_pending, client);
+    route->tenant = get(&client_tenant, client);
+    if (bindings == NULL || table == NULL || route->pending == NULL || route->tenant == NULL ||
+        route->tenant == Py_None || !PyDict_CheckExact(bindings) || !PyDict_CheckExact(table) ||
+        !PyDict_CheckExact(route->pending) || PyDict_GET_SIZE(route->pending) >= max_pending)
+        return STOP;
+    PyObject *key = PyUnicode_DecodeASCII(session_id->start, session_id->end - session_id->start,
+                                          NULL);
+    if (key == NULL)
+        return FAILED;
+    route->binding = PyDict_GetItemWithError(bindings, key);
+    Py_DECREF(key);
+    if (route->binding == NULL)
+        return PyErr_Occurred() ? FAILED : STOP;
+    if (get(&binding_open, route->binding) != Py_True)
+        return STOP;
+    key = PyUnicode_DecodeASCII(method->start, method->end - method->start, NULL);
+    if (key == NULL)
+        return FAILED;
+    route->direct = PyDict_GetItemWithError(table, key);
+    Py_DECREF(key);
+    if (route->direct == NULL)
+        return PyErr_Occurred() ? FAILED : STOP;
+    int known = PyDict_Contains(route->pending, id);
+    if (known != 0)
+        return known < 0 ? FAILED : STOP;
+    route->link = get(&binding_link, route->binding);
+    if (route->link == NULL || route->link == Py_None ||
+        get(&link_closed, route->link) != Py_False ||
+        (route->sink = get(&link_sink, route->link)) == NULL || route->sink == Py_None)
+        return STOP;
+    PyObject *replica = get(&link_replica, route->link);
+    if (replica == NULL || (route->replica_stats = get(&replica_stats, replica)) == NULL ||
+        !PyTuple_CheckExact(route->direct) || PyTuple_GET_SIZE(route->direct) != 2)
+        return STOP;
+    return PASSED;
+}
+
+/* Note a request and send its frame. */
+static enum outcome forward(const struct route *route, PyObject *id, PyObject *frame,
+                            PyObject *stats, PyObject *now)
+{
+    PyObject *started = PyObject_CallNoArgs(now);
+    if (started == NULL)
+        return FAILED;
+    PyObject *pending = make_pending(route->link, route->binding, frame, route->direct, started);
+    Py_DECREF(started);
+    if (pending == NULL)
+        return FAILED;
+    int bad = PyDict_SetItem(route->pending, id, pending);
+    Py_DECREF(pending);
+    if (bad || !add(&tenant_requests, route->tenant, 1) || !add(&stats_from_client, stats, 1) ||
+        !add(&replica_in_flight, route->replica_stats, 1) ||
+        !fill(&link_sent, route->link, Py_True) || !add(&stats_to_replica, stats, 1) ||
+        !add(&stats_bytes_to_replica, stats, PyBytes_GET_SIZE(frame)))
+        return FAILED;
+    PyObject *done = PyObject_CallMethodOneArg(route->sink, write_name, frame);
+    if (done == NULL)
+        return FAILED;
+    Py_DECREF(done);
+    return PASSED;
+}
+
+/* Deal with the request at *pos. */
+static enum outcome pass_request(PyObject *client, PyObject *stats, PyObject *now, PyObject *data,
+                                 Py_ssize_t *pos, Py_ssize_t max_frame, Py_ssize_t max_pending)
+{
+    const char *base = PyBytes_AS_STRING(data);
+    Py_ssize_t size = PyBytes_GET_SIZE(data);
+    struct span body, method = {NULL, NULL}, session_id = {NULL, NULL};
+    if (get(&client_closed, client) != Py_False ||
+        !find_body(base + *pos, base + size, &body) || body.end - body.start > max_frame)
+        return STOP;
+    struct scanner s; /* its table of keys is large, and filled as it goes */
+    s.p = body.start;
+    s.end = body.end;
+    s.key_count = 0;
+    PyObject *id = NULL;
+    enum outcome outcome = STOP;
+    struct route route;
+    if (scan_message(&s, &id, &method, &session_id) && id != NULL && session_id.start != NULL)
+        outcome = find_route(client, &method, &session_id, id, max_pending, &route);
+    else if (PyErr_Occurred())
+        outcome = FAILED;
+    if (outcome == PASSED) {
+        hold(&route);
+        outcome = allowed(client, body.end - body.start);
+        if (outcome == PASSED) {
+            Py_ssize_t end = body.end - base;
+            PyObject *frame = *pos == 0 && end == size
+                                  ? Py_NewRef(data)
+                                  : PyBytes_FromStringAndSize(base + *pos, end - *pos);
+            outcome = frame == NULL ? FAILED : forward(&route, id, frame, stats, now);
+            Py_XDECREF(frame);
+            *pos = end;
+        }
+        release(&route);
+    }
+    Py_XDECREF(id);
+    return outcome;
+}
+
+static PyObject *pass_requests(PyObject *self, PyObject *const *args, Py_ssize_t count)
+{
+    (void)self;
+    if (count != 7) {
+        PyErr_SetString(PyExc_TypeError,
+                        "pass_requests(data, pos, max_frame, client, stats, now, max_pending)");
+        return NULL;
+    }
+    Py_ssize_t pos = start_of(args);
+    if (pos < 0)
+        return NULL;
+    Py_ssize_t max_frame = PyLong_AsSsize_t(args[2]), max_pending = PyLong_AsSsize_t(args[6]);
+    if (PyErr_Occurred())
+        return NULL;
+    enum outcome outcome = PASSED;
+    while (outcome == PASSED && pos < PyBytes_GET_SIZE(args[0]))
+        outcome = pass_request(args[3], args[4], args[5], args[0], &pos, max_frame, max_pending);
+    return outcome == FAILED ? NULL : PyLong_FromSsize_t(pos);
+}
+
+/* --- answers -------------------------------------------------------------------------------- */
+
+/* The twin of Histogram.observe. */
+static int observe(PyObject *histogram, double seconds)
+{
+    PyObject *bounds = get(&histogram_bounds, histogram);
+    PyObject *counts = get(&histogram_counts, histogram);
+    PyObject **sum = place(&histogram_sum, histogram);
+    if (bounds == NULL || counts == NULL || sum == NULL || *sum == NULL ||
+        !PyTuple_CheckExact(bounds) || !PyList_CheckExact(counts) ||
+        PyList_GET_SIZE(counts) <= PyTuple_GET_SIZE(bounds)) {
+        PyErr_SetString(PyExc_TypeError, "not a histogram");
+        return 0;
+    }
+    Py_ssize_t bucket = 0;
+    while (bucket < PyTuple_GET_SIZE(bounds) &&
+           PyFloat_AsDouble(PyTuple_GET_ITEM(bounds, bucket)) < seconds)
+        bucket++;
+    long long before = PyLong_AsLongLong(PyList_GET_ITEM(counts, bucket));
+    double total = PyFloat_AsDouble(*sum) + seconds;
+    if (PyErr_Occurred())
+        return 0;
+    PyObject *more = PyLong_FromLongLong(before + 1), *grown = PyFloat_FromDouble(total);
+    if (more == NULL || grown == NULL) {
+        Py_XDECREF(more);
+        Py_XDECREF(grown);
+        return 0;
+    }
+    PyList_SetItem(counts, bucket, more);
+    Py_SETREF(*sum, grown);
+    return 1;
+}
+
+/* Deal with the body if it is a good answer that only the client waits for. */
+static enum outcome pass_answer(PyObject *link, PyObject *now, const struct span *body)
+{
+    const char *p = body->start;
+    PyObject *client = get(&link_client, link), *table, *replica, *load;
+    if (!SKIP(&p, body->end, ID) || client == NULL || client == Py_None ||
+        (table = get(&client_pending, client)) == NULL || !PyDict_CheckExact(table) ||
+        (replica = get(&link_replica, link)) == NULL ||
+        (load = get(&replica_stats, replica)) == NULL)
+        return STOP;
+    PyObject *id = read_id(&p, body->end);
+    if (id == NULL)
+        return PyErr_Occurred() ? FAILED : STOP;
+    enum outcome outcome = STOP;
+    PyObject *pending = SKIP(&p, body->end, ",\"result\"") ? PyDict_GetItemWithError(table, id)
+                                                           : NULL;
+    /* Those of the subclass have a hook. */
+    if (pending != NULL && Py_IS_TYPE(pending, pending_type) &&
+        get(&pending_link, pending) == link) {
+        PyObject *stats = get(&pending_stats, pending);
+        PyObject *started = get(&pending_started, pending);
+        PyObject *histogram = stats == NULL ? NULL : get(&method_duration, stats);
+        PyObject *time = histogram == NULL || started == NULL ? NULL : PyObject_CallNoArgs(now);
+        if (time != NULL) {
+            double seconds = PyFloat_AsDouble(time) - PyFloat_AsDouble(started);
+            Py_DECREF(time);
+            if (!PyErr_Occurred() && observe(histogram, seconds) && add(&method_ok, stats, 1) &&
+                add(&replica_in_flight, load, -1) && PyDict_DelItem(table, id) == 0)
+                outcome = PASSED;
+        }
+    }
+    Py_DECREF(id);
+    return PyErr_Occurred() ? FAILED : outcome;
+}
+
+static PyObject *pass_answers(PyObject *self, PyObject *const *args, Py_ssize_t count)
+{
+    (void)self;
+    if (count != 5) {
+        PyErr_SetString(PyExc_TypeError, "pass_answers(data, pos, max_frame, link, now)");
+        return NULL;
+    }
+    Py_ssize_t pos = start_of(args);
+    if (pos < 0)
+        return NULL;
+    Py_ssize_t max_frame = PyLong_AsSsize_t(args[2]), events = 0, answers = 0;
+    if (max_frame == -1 && PyErr_Occurred())
+        return NULL;
+    const char *base = PyBytes_AS_STRING(args[0]);
+    const char *p = base + pos, *end = base + PyBytes_GET_SIZE(args[0]);
+    struct span body, known = {NULL, NULL};
+    while (find_body(p, end, &body)) {
+        if (is_quiet(&body, &known)) {
+            events++;
+        } else {
+            enum outcome outcome = STOP;
+            if (body.end - body.start <= max_frame)
+                outcome = pass_answer(args[3], args[4], &body);
+            if (outcome == FAILED)
+                return NULL;
+            if (outcome == STOP)
+                break;
+            answers++;
+        }
+        p = body.end;
+    }
+    return Py_BuildValue("nnn", (Py_ssize_t)(p - base), events, answers);
+}
+
+/* --- module --------------------------------------------------------------------------------- */
+
+static PyObject *set_pending(PyObject *self, PyObject *type)
+{
+    (void)self;
+    if (!PyType_Check(type)) {
+        PyErr_SetString(PyExc_TypeError, "set_pending(type)");
+        return NULL;
+    }
+    Py_XSETREF(pending_type, (PyTypeObject *)Py_NewRef(type));
+    Py_RETURN_NONE;
+}
+
+static PyMethodDef methods[] = {
+    {"pass_requests", (PyCFunction)(void (*)(void))pass_requests, METH_FASTCALL,
+     "pass_requests(data, pos, max_frame, client, stats, now, max_pending) -> pos"},
+    {"pass_answers", (PyCFunction)(void (*)(void))pass_answers, METH_FASTCALL,
+     "pass_answers(data, pos, max_frame, link, now) -> (pos, events, answers)"},
+    {"set_loud", set_loud, METH_O, "set_loud(names): event types that are not passed over."},
+    {"set_pending", set_pending, METH_O, "set_pending(type): what stands for a request in flight."},
+    {NULL, NULL, 0, NULL},
+};
+
+static struct PyModuleDef module = {
+    PyModuleDef_HEAD_INIT, "_lane", NULL, -1, methods, NULL, NULL, NULL, NULL,
+};
+
+PyMODINIT_FUNC PyInit__lane(void)
+{
+    write_name = PyUnicode_InternFromString("write");
+    allows_name = PyUnicode_InternFromString("allows");
+    if (write_name == NULL || allows_name == NULL)
+        return NULL;
+    return PyModule_Create(&module);
+}

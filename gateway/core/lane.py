@@ -1,0 +1,128 @@
+"""The fast lane: what passes without being looked at any further.
+
+:func:`pass_requests` takes a client's requests about open sessions, :func:`pass_answers` a
+replica's quiet events and the answers that nobody but the client waits for: nearly all traffic.
+Both stop at the first frame that is anything else, which ``client`` and ``link`` then deal with.
+
+Each has a twin in C (``_lane.c``), built where a compiler is at hand, that works on the very same
+objects. Whoever changes a form here changes both; the tests hold one against the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from gateway.core.pending import Pending
+from gateway.wire.scan import scan
+from gateway.wire.stream import LOUD_EVENTS, Kind, look, skim
+
+if TYPE_CHECKING:
+    from gateway.core.client import Client
+    from gateway.core.link import Link
+    from gateway.core.stats import Stats
+
+MAX_DIRECT_BYTES = 64 * 1024
+"""Largest request that is tried: a larger one is most likely a prompt, and not worth two looks."""
+
+# A plain integer: comparing members of an enumeration costs as much as the rest of a frame.
+_RESPONSE = int(Kind.RESPONSE)
+
+
+def pass_requests_python(
+    data: bytes,
+    pos: int,
+    max_frame: int,
+    client: Client,
+    stats: Stats,
+    now: Callable[[], float],
+    max_pending: int,
+) -> int:
+    """Forward requests byte for byte; the reference form of :func:`pass_requests`."""
+    size = len(data)
+    pending = client.pending
+    while pos < size and not client.closed:
+        found = scan(data, pos, max_frame)
+        if found is None:
+            break
+        body, end, request_id, method, session_id = found
+        tenant = client.tenant_stats
+        binding = None if session_id is None else client.bindings.get(session_id)
+        direct = client.direct.get(method)
+        if (
+            tenant is None
+            or binding is None
+            or not binding.open
+            or direct is None
+            or request_id is None
+            or request_id in pending
+            or len(pending) >= max_pending
+        ):
+            break
+        link = binding.link
+        if link is None or link.closed or link.sink is None or not client.allows(end - body):
+            break
+        frame = data if end - pos == size else data[pos:end]
+        rule, counters = direct
+        pending[request_id] = Pending(link, binding, frame, rule, counters, now())
+        tenant.requests += 1
+        stats.frames_from_client += 1
+        link.replica.stats.in_flight += 1
+        link.send(frame)
+        pos = end
+    return pos
+
+
+def pass_answers_python(
+    data: bytes, pos: int, max_frame: int, link: Link, now: Callable[[], float]
+) -> tuple[int, int, int]:
+    """Take note of answers that pass; the reference form of :func:`pass_answers`."""
+    events = answers = 0
+    client = link.client
+    while True:
+        pos, run = skim(data, pos)
+        events += run
+        found = look(data, pos, max_frame)
+        if found is None or client is None:
+            break
+        kind, request_id, outcome, _, _, end = found
+        if kind != _RESPONSE or outcome != "result":
+            break
+        pending = client.pending.get(request_id)
+        if pending is None or pending.hook is not None or pending.link is not link:
+            break
+        del client.pending[request_id]
+        pending.stats.ok += 1
+        pending.stats.duration.observe(now() - pending.started)
+        link.replica.stats.in_flight -= 1
+        answers += 1
+        pos = end
+    return pos, events, answers
+
+
+pass_requests = pass_requests_python
+"""``pass_requests(data, pos, max_frame, client, stats, now, max_pending) -> pos``.
+
+Forward the client's requests from ``pos`` on, each noted as in flight and counted, up to the first
+that is not in canonical form, not in :attr:`Client.direct`, not about an open session, or over a
+limit; return where that starts.
+"""
+
+pass_answers = pass_answers_python
+"""``pass_answers(data, pos, max_frame, link, now) -> (pos, events, answers)``.
+
+Pass over the replica's quiet events and over good answers to requests that went out on ``link``
+and have no hook. What was passed over is the caller's to forward; an answer's request is no longer
+in flight, and counted.
+"""
+
+try:
+    from gateway.core import _lane  # type: ignore[attr-defined,unused-ignore]
+except ImportError:
+    ACCELERATED = False
+else:
+    _lane.set_loud(tuple(sorted(name.encode() for name in LOUD_EVENTS)))
+    _lane.set_pending(Pending)
+    pass_requests = _lane.pass_requests
+    pass_answers = _lane.pass_answers
+    ACCELERATED = True

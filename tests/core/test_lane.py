@@ -1,0 +1,249 @@
+"""The fast lane: both its forms do the same to clients, links and counters."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from gateway.core import client as client_module
+from gateway.core import lane
+from gateway.core import link as link_module
+from gateway.core.hub import Limits
+from gateway.core.stats import Stats
+from gateway.wire.framing import encode
+from tests.support.playbook import Stage, event
+from tests.support.rpc import frame
+from tests.support.strategies import spoiled
+
+ACCELERATED = pytest.mark.skipif(not lane.ACCELERATED, reason="the C form was not built")
+
+FORMS = {
+    "python": (lane.pass_requests_python, lane.pass_answers_python),
+    "c": (lane.pass_requests, lane.pass_answers),
+}
+
+Script = list[tuple[str, bytes]]
+"""What is fed, in order: ("client" or "replica", bytes)."""
+
+
+def request(id: Any, method: str = "session.getMessages", session: Any = "s", **more: Any) -> bytes:
+    params = {"sessionId": session, **more}
+    return encode(
+        json.dumps(
+            {"jsonrpc": "2.0", "id": id, "method": method, "params": params},
+            separators=(",", ":"),
+        ).encode()
+    )
+
+
+def result(id: Any) -> bytes:
+    return frame({"jsonrpc": "2.0", "id": id, "result": {"events": []}})
+
+
+def failure(id: Any) -> bytes:
+    return frame({"jsonrpc": "2.0", "id": id, "error": {"code": 1, "message": "no"}})
+
+
+ids = st.one_of(st.integers(1, 4), st.sampled_from(["a", "b", "a" * 130, True, None, 1.0]))
+from_client = st.one_of(
+    st.builds(
+        request,
+        ids,
+        st.sampled_from(
+            ["session.getMessages", "session.send", "session.abort", "session.metadata.snapshot"]
+        ),
+        st.sampled_from(["s", "t", "closed", "", None]),
+    ),
+    st.builds(request, ids, more=st.text(max_size=3)),
+    st.just(frame({"jsonrpc": "2.0", "method": "session.getMessages", "params": {}})),
+)
+from_replica = st.one_of(
+    st.builds(result, ids),
+    st.builds(failure, ids),
+    st.sampled_from(["assistant.message_delta", "session.idle", "assistant.turn_start"]).map(
+        lambda name: frame(event("s", name))
+    ),
+    st.just(frame({"jsonrpc": "2.0", "id": 1, "method": "hooks.invoke", "params": {}})),
+)
+
+
+def chunks(side: str, frames: st.SearchStrategy[bytes]) -> st.SearchStrategy[tuple[str, bytes]]:
+    whole = st.lists(frames, min_size=1, max_size=4).map(b"".join)
+    return st.tuples(st.just(side), whole.flatmap(lambda data: st.one_of(st.just(data), cut(data))))
+
+
+def cut(data: bytes) -> st.SearchStrategy[bytes]:
+    return st.one_of(st.integers(1, len(data)).map(lambda size: data[:size]), spoiled(data))
+
+
+scripts = st.lists(
+    st.one_of(chunks("client", from_client), chunks("replica", from_replica)), max_size=6
+)
+
+
+def counters(stats: Stats) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        name: getattr(stats, name)
+        for name in Stats.__slots__
+        if isinstance(getattr(stats, name), int)
+    }
+    for name, counted in stats.methods.items():
+        found[name] = (counted.ok, counted.error, counted.refused, sum(counted.duration.counts))
+    found["in flight"] = {name: one.in_flight for name, one in stats.replicas.items()}
+    found["requests"] = {name: one.requests for name, one in stats.tenants.items()}
+    return found
+
+
+async def played(form: str, script: Script, **limits: Any) -> dict[str, Any]:
+    """Return what a script leaves behind with one form of the lane."""
+    stage = Stage(Limits(**limits))
+    with pytest.MonkeyPatch.context() as patch:
+        requests, answers = FORMS[form]
+        patch.setattr(client_module, "pass_requests", requests)
+        patch.setattr(link_module, "pass_answers", answers)
+        try:
+            await stage.adds("cli-0")
+            alice = await stage.client("alice")
+            for session in ("s", "t"):
+                await alice.creates(session)
+            await stage.settle()
+            [link] = alice.core.links.values()
+            sink = link.sink
+            # The gateway's own requests have ids that grow from stage to stage.
+            stage.hub.stats.bytes_from_replica = stage.hub.stats.bytes_to_replica = 0
+            for side, data in script:
+                if side == "client" and not alice.core.closed:
+                    alice.core.feed(data)
+                elif side == "replica" and not link.closed:
+                    link.feed(data)
+            left = {
+                "to client": bytes(alice.sink.written),
+                "to replica": bytes(sink.written).partition(b'"session.create"')[2],  # type: ignore[union-attr]
+                "pending": {id: type(one).__name__ for id, one in alice.core.pending.items()},
+                "closed": alice.core.closed,
+                "sent": link.sent,
+                "alone": link.answers_alone,
+                **counters(stage.hub.stats),
+            }
+        finally:
+            await stage.close()
+    return left
+
+
+@ACCELERATED
+@settings(max_examples=150, deadline=None)
+@given(scripts, st.sampled_from([2, 256]))
+@example([("client", request(1) + request(1))], 256)
+@example([("client", request(1)), ("replica", result(True))], 256)
+@example([("client", request(1) + request(2) + request(3))], 2)
+@example([("client", request(1)), ("replica", failure(1) + result(1))], 256)
+@example([("client", request(1) + request(2)), ("replica", result(2) + result(1))], 256)
+def test_both_forms_leave_the_same_behind(script: Script, max_pending: int) -> None:
+    one, other = (
+        asyncio.run(played(form, script, max_pending=max_pending)) for form in ("python", "c")
+    )
+    assert one == other
+
+
+Lane = Callable[..., Any]
+
+
+@pytest.mark.parametrize("form", ["python", pytest.param("c", marks=ACCELERATED)])
+async def test_what_merely_passes_is_passed_over_whole(form: str, stage: Stage) -> None:
+    requests, answers = FORMS[form]
+    alice = await stage.client("alice")
+    await alice.creates("s")
+    await stage.settle()
+    client, hub = alice.core, stage.hub
+    [link] = client.links.values()
+    assert link.sink is not None
+    link.sink.written.clear()  # type: ignore[attr-defined]
+    link.sent = False
+
+    asked = request(1) + request("b") + request(3, "session.metadata.snapshot")
+    assert requests(b"x" + asked, 1, 1 << 20, client, hub.stats, hub.now, 256) == 1 + len(asked)
+    assert bytes(link.sink.written) == asked  # type: ignore[attr-defined]
+    assert list(client.pending) == [1, "b", 3]
+    assert link.replica.stats.in_flight == 3
+    assert link.sent
+    stage.time_passes(0.05)
+
+    quiet = frame(event("s", "assistant.message_delta"))
+    heard = quiet + result(3) + result(1) + quiet + quiet
+    other = frame(event("s", "session.idle"))
+    data = heard + other + result("b")
+    assert answers(data, 0, 1 << 20, link, hub.now) == (len(heard), 3, 2)
+    assert list(client.pending) == ["b"]
+    assert link.replica.stats.in_flight == 1
+    assert answers(data, len(heard + other), 1 << 20, link, hub.now) == (len(data), 0, 1)
+    duration = hub.stats.method("session.getMessages").duration
+    assert sum(duration.counts) == 3
+    assert 0.15 <= duration.sum < 1
+
+
+@pytest.mark.parametrize("form", ["python", pytest.param("c", marks=ACCELERATED)])
+async def test_an_answer_that_came_on_another_link_is_not_passed(form: str, two: Stage) -> None:
+    alice = await two.client("alice")
+    sessions = iter(range(100))
+    while len(alice.core.links) < 2:
+        await alice.creates(f"s{next(sessions)}")
+    await two.settle()
+    link, other = alice.core.links.values()
+    [session_id] = [one.session_id for one in list(link.bindings)[:1]]
+    alice.says(request(77, session=session_id))
+    _, answers = FORMS[form]
+    assert answers(result(77), 0, 1 << 20, other, two.hub.now) == (0, 0, 0)
+    assert answers(result(77), 0, 1 << 20, link, two.hub.now) == (len(result(77)), 0, 1)
+
+
+@pytest.mark.parametrize("form", ["python", pytest.param("c", marks=ACCELERATED)])
+async def test_quotas_are_asked_before_anything_passes(form: str, stage: Stage) -> None:
+    requests, _ = FORMS[form]
+    alice = await stage.client("alice")
+    await alice.creates("s")
+    await stage.settle()
+    hub, client = stage.hub, alice.core
+    asked = []
+
+    class Quotas:
+        def take(self, size: int, now: float) -> tuple[float, object]:
+            asked.append(size)
+            return (0.0, None) if len(asked) == 1 else (1.0, "over")
+
+        def disconnect(self) -> None:
+            pass
+
+    client.allowance = Quotas()  # type: ignore[assignment]
+    data = request(1) + request(2)
+    assert requests(data, 0, 1 << 20, client, hub.stats, hub.now, 256) == len(request(1))
+    assert len(asked) == 2
+    assert list(client.pending) == [1]
+
+
+@ACCELERATED
+async def test_the_c_form_does_not_touch_what_it_does_not_know(stage: Stage) -> None:
+    alice = await stage.client("alice")
+    await alice.creates("s")
+    await stage.settle()
+    hub = stage.hub
+    strange: Any = object()
+    assert lane.pass_requests(request(1), 0, 1 << 20, strange, hub.stats, hub.now, 256) == 0
+    quiet = frame(event("s", "assistant.message_delta"))
+    assert lane.pass_answers(quiet + result(1), 0, 1 << 20, strange, hub.now) == (len(quiet), 1, 0)
+    with pytest.raises(TypeError):
+        lane.pass_requests("text", 0, 1, alice.core, hub.stats, hub.now, 1)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="outside"):
+        lane.pass_answers(b"", 1, 1, strange, hub.now)
+
+    def broken() -> float:
+        raise RuntimeError("the clock stopped")
+
+    with pytest.raises(RuntimeError, match="stopped"):
+        lane.pass_requests(request(1), 0, 1 << 20, alice.core, hub.stats, broken, 256)
+    assert not alice.core.pending
