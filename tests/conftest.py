@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import logging
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 from hypothesis import settings
@@ -13,6 +14,17 @@ from tests.support.fake_cli import FakeCli
 # Examples are not timed: a loaded machine is no bug.
 settings.register_profile("gateway", deadline=None)
 settings.load_profile("gateway")
+
+
+@pytest.fixture(autouse=True)
+def untouched_logs() -> Iterator[None]:
+    """Undo what a program run in this process did to its loggers."""
+    loggers = [logging.getLogger(), logging.getLogger("gateway")]
+    before = [(one, one.handlers[:], one.level) for one in loggers]
+    yield
+    for one, handlers, level in before:
+        one.handlers[:] = handlers
+        one.setLevel(level)
 
 
 @pytest.fixture

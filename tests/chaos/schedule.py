@@ -14,7 +14,7 @@ class Kind(enum.StrEnum):
     KILL = "kill"
     """A replica is killed (SIGKILL) and started again."""
     FREEZE = "freeze"
-    """A replica is stopped (SIGSTOP): it accepts and never answers. Then it goes on."""
+    """A replica is stopped (SIGSTOP): it accepts and never answers. Then it is killed."""
     RESTART = "restart"
     """A replica is asked to end (SIGTERM), which cuts its turns, and started again."""
     DRAIN = "drain"

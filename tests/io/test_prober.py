@@ -114,6 +114,7 @@ async def test_one_known_to_be_gone_is_down_without_a_probe(
 
 
 async def test_closing_ends_every_task(gateway: LocalGateway) -> None:
-    await gateway.worker._prober.close()
+    for prober in gateway.worker._probers.values():
+        await prober.close()
     names = {task.get_name() for task in asyncio.all_tasks()}
     assert not [name for name in names if name.startswith("probe ")]
