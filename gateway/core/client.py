@@ -613,9 +613,13 @@ class Client:
                     rule.method in _BRIDGED or (rule.starts_turn and self.hub.durable)
                 )
                 notes = rule.starts_turn and not rewrites
-            pending = Pending(link, binding, request, rule, stats, self.hub.now())
-            if hook is not None:
-                pending = PendingHook(pending, hook, rewrites=rewrites, notes=notes)
+            now = self.hub.now()
+            if hook is None:
+                pending = Pending(link, binding, request, rule, stats, now)
+            else:
+                pending = PendingHook(
+                    link, binding, request, rule, stats, now, hook, rewrites=rewrites, notes=notes
+                )
             self.pending[request.id] = pending
             link.replica.stats.in_flight += 1
         if frame is not None:

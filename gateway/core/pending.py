@@ -61,15 +61,25 @@ class PendingHook(Pending):
 
     __slots__ = ("hook", "notes", "rewrites")
 
-    def __init__(self, pending: Pending, hook: Hook, *, rewrites: bool, notes: bool) -> None:
-        super().__init__(
-            pending.link,
-            pending.binding,
-            pending.request,
-            pending.rule,
-            pending.stats,
-            pending.started,
-        )
+    def __init__(
+        self,
+        link: Link | None,
+        binding: Binding | None,
+        request: Request,
+        rule: MethodRule,
+        stats: MethodStats,
+        started: float,
+        hook: Hook,
+        *,
+        rewrites: bool,
+        notes: bool,
+    ) -> None:
+        self.link = link
+        self.binding = binding
+        self.request = request
+        self.rule = rule
+        self.stats = stats
+        self.started = started
         self.hook = hook
         self.rewrites = rewrites
         self.notes = notes
