@@ -52,6 +52,10 @@ _CLASHES = 20
 _CLASH_PAUSE = 0.1
 """Seconds between two of them."""
 
+_SAVE_DELAY = 0.02
+"""Seconds after an event by which the CLI has handed it to the writer that a save flushes: it was
+seen to miss events of the last few milliseconds, never those of the last 10."""
+
 _DETACH_TIMEOUT = 5.0
 """Seconds that a replica has to detach a session before the link is closed instead."""
 
@@ -710,22 +714,27 @@ class Binding:
             session.turn.accepted(prompt, message_id if type(message_id) is str else None)
             if self._hub.durable and self.link is not None:
                 self._hub.tasks.spawn(
-                    self._save_then_answer(self.link, text), f"save {self.session_id}"
+                    self._save_then_answer(self.link, prompt, text), f"save {self.session_id}"
                 )
         else:
             session.turn.refused(prompt)
             if self._hub.durable:
                 self.client.write(framing.encode(text))
 
-    async def _save_then_answer(self, link: Link, answer: bytes) -> None:
+    async def _save_then_answer(self, link: Link, prompt: Prompt, answer: bytes) -> None:
         """Acknowledge a prompt once it is in the journal; one that is not yet will be sent again.
 
-        The link may be lost meanwhile: then the prompt is carried on elsewhere, from memory.
+        What the CLI has only just announced, a save may pass by; what it has not announced, for
+        other prompts come first, is waited for, within bounds. The link may be lost meanwhile: then
+        the prompt is carried on elsewhere, from memory.
         """
+        patience = self._hub.limits.ask_timeout
         try:
-            await link.request(
-                "sessions.save", {"sessionId": self.session_id}, self._hub.limits.ask_timeout
-            )
+            give_up = self._hub.now() + patience
+            while not (prompt.seen or link.closed) and self._hub.now() < give_up:
+                await asyncio.sleep(_SAVE_DELAY)
+            await asyncio.sleep(_SAVE_DELAY)
+            await link.request("sessions.save", {"sessionId": self.session_id}, patience)
         except (RpcError, LinkLostError, TimeoutError) as error:
             self._hub.log.warning(
                 "journal was not flushed",
