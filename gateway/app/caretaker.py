@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
+import signal
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -84,7 +86,8 @@ class Caretaker:
         """
         log.error("replica hangs and is ended", extra={"replica": status.name, "pid": status.pid})
         if status.pid is not None:
-            os.kill(status.pid, 9)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(status.pid, signal.SIGKILL)
 
     def _worn(self, policy: RecyclePolicy, status: CliStatus, info: ReplicaInfo) -> str | None:
         if status.started_at is None or status.pid is None or status.state is not CliState.RUNNING:

@@ -206,8 +206,8 @@ class Placer:
                 return
         raise answers.replica_unavailable(session.id, self._hub.limits.retry_after)
 
-    def _grip(self, record: Placement) -> tuple[int, int]:
-        return record.epoch, self.incarnations.get(record.replica, 0)
+    def _grip(self, record: Placement) -> tuple[int, str, int]:
+        return record.epoch, record.replica, self.incarnations.get(record.replica, 0)
 
     async def keep(self, session: Session) -> bool:
         """Hold a live session where it is by now; False if it has been moved once more.
@@ -388,9 +388,10 @@ class Placer:
             record = change.placement
             if session is None or record is None:
                 return
-            if record.epoch > session.placement.epoch:
-                seen = session.placement
-                moved = record.replica != seen.replica
+            seen = session.placement
+            moved = record.replica != seen.replica
+            # At the same epoch they differ where a registry that lost both heard of one first.
+            if record.epoch > seen.epoch or (moved and record.epoch == seen.epoch):
                 self._placed(session, record)
                 if moved and session.moving is None:
                     self._follow(session, seen)

@@ -95,7 +95,7 @@ class Session:
         moving: done when the session has been taken to another replica; None while it stays.
         stored: a turn has ended, so that it is on disk for certain.
         recovering: held by the one that carries on a cut turn.
-        held: (epoch, incarnation of the replica) of this worker's hold in the registry, or None.
+        held: epoch, replica and its incarnation of this worker's hold in the registry, or None.
     """
 
     __slots__ = ("bindings", "held", "id", "moving", "placement", "recovering", "stored", "turn")
@@ -108,7 +108,7 @@ class Session:
         self.stored = False
         self.moving: asyncio.Future[None] | None = None
         self.recovering = asyncio.Lock()
-        self.held: tuple[int, int] | None = None
+        self.held: tuple[int, str, int] | None = None
 
     def __repr__(self) -> str:
         """Return a diagnosis."""

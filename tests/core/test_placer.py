@@ -13,6 +13,7 @@ from gateway.core.placer import DRAINING
 from gateway.errors import RegistryUnavailableError
 from gateway.io.registry.memory import MemoryRegistry, MemoryStore
 from gateway.routing.registry import ChangesLost
+from gateway.types import Placement
 from tests.core.conftest import MakeStage
 from tests.support.playbook import Actor, Ask, Stage
 from tests.support.wait import eventually
@@ -403,6 +404,24 @@ async def test_a_session_that_moved_once_more_is_followed_there(make_stage: Make
     home.line_of(alice).breaks()
     resumed = await first.anyone_gets("session.resume")
     assert resumed.line.replica.name == target
+
+
+async def test_who_was_heard_second_by_an_empty_registry_gives_way(make_stage: MakeStage) -> None:
+    first, second = await two_gateways(make_stage)
+    alice = await first.client("alice")
+    home = (await alice.creates("s")).line.replica
+    await turn(first, alice)
+    (target,) = [name for name in first.replicas if name != home.name]
+    await second.registry.leave("g1")
+    await second.registry.forget("s")
+    theirs = Placement("s", first.owner_of("alice"), target, 1)
+    await second.registry.republish("g2", [theirs])
+    await first.registry.heartbeat("g1", LONG)
+    resumed = await first.anyone_gets("session.resume")
+    assert resumed.line.replica.name == target
+    resumed.answers({"sessionId": "s"})
+    await first.settle()
+    assert await holders(first) == {"g1", "g2"}
 
 
 async def test_moves_that_went_by_unseen_are_followed(make_stage: MakeStage) -> None:
