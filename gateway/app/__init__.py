@@ -7,6 +7,7 @@ import asyncio
 import uvloop
 
 from gateway.config.settings import Settings
+from gateway.io.allocator import keep_freed_memory
 
 __all__ = ["run"]
 
@@ -19,5 +20,6 @@ def run(settings: Settings) -> int:
     """
     from gateway.app.gateway import Gateway  # noqa: PLC0415 - heavy, and only serve needs it
 
+    keep_freed_memory()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(Gateway(settings).serve())

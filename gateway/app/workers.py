@@ -26,6 +26,7 @@ from gateway.app.worker import Worker, WorkerControl
 from gateway.config.settings import Settings
 from gateway.core.stats import Stats
 from gateway.errors import EXIT_FAILURE, EXIT_OK, StartupError
+from gateway.io.allocator import keep_freed_memory
 from gateway.io.audit import STDOUT
 from gateway.io.logs import configure
 
@@ -223,6 +224,7 @@ def main(arguments: Sequence[str]) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    keep_freed_memory()
     channel = socket.socket(fileno=int(arguments[0]))
     sockets = [socket.socket(fileno=int(number)) for number in arguments[1].split(",")]
     try:
