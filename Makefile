@@ -54,7 +54,11 @@ test-servers:
 
 .PHONY: test
 test: $(PYTHON_STAMP) $(CLI_STAMP) test-servers ## All tests, on the real CLI and real servers
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -m "not chaos" $(PYTEST_ARGS)
+
+.PHONY: chaos
+chaos: $(PYTHON_STAMP) $(CLI_STAMP) test-servers ## The chaos run in short: real programs under faults
+	@$(BIN)/python -m pytest -m chaos $(PYTEST_ARGS)
 
 .PHONY: test-sdks
 test-sdks: $(PYTHON_STAMP) $(CLI_STAMP) ## The matrix of SDKs and CLIs (SDKS_ARGS: --sdk, --cli)

@@ -19,6 +19,7 @@ LONGEST = 240.0
 """Seconds; about eighty when nothing gets stuck."""
 
 
+@pytest.mark.chaos
 @pytest.mark.real
 @pytest.mark.redis
 # The SDK leaves sockets and coroutines to the garbage collector when a connection breaks.
