@@ -20,6 +20,8 @@ settings.load_profile("gateway")
 def untouched_logs() -> Iterator[None]:
     """Undo what a program run in this process did to its loggers."""
     loggers = [logging.getLogger(), logging.getLogger("gateway")]
+    # A fixture of a whole module may have run a program before.
+    loggers[1].setLevel(logging.NOTSET)
     before = [(one, one.handlers[:], one.level) for one in loggers]
     yield
     for one, handlers, level in before:
