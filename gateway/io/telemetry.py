@@ -220,7 +220,7 @@ METRICS: Final = (
     Metric(
         "time_in_gateway_seconds",
         Kind.HISTOGRAM,
-        "Time a frame spends in the gateway, from read to write.",
+        "Time a frame spends in the gateway, from read to write; one read in 16 is timed.",
         lambda s: [
             ({"direction": "to_replica"}, s.time_to_replica),
             ({"direction": "to_client"}, s.time_to_client),
