@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from gateway import errors
 from gateway.core import answers, failover
 from gateway.core.failover import Event
-from gateway.core.link import Link
+from gateway.core.link import Link, LinkLostError
 from gateway.core.turn import Prompt
 from gateway.errors import RpcError
 from gateway.wire import envelope
@@ -32,6 +33,15 @@ OTHERS_PATIENCE = 2.0
 
 _OTHERS_POLL = 0.1
 """Seconds between two looks at whether it has."""
+
+_LOOK_EVERY = 1.0
+"""Seconds between two looks at whether a turn that was carried on is at work."""
+
+_STALLED_LOOKS = 2
+"""Looks in a row at which it was not, after which it is carried on once more."""
+
+_MAX_ATTEMPTS = 5
+"""Times that is done before the turn is given up."""
 
 
 async def finish_turn(hub: Hub, binding: Binding, session: Session, link: Link) -> None:
@@ -65,6 +75,59 @@ async def finish_turn(hub: Hub, binding: Binding, session: Session, link: Link) 
             )
             give_up(hub, session)
         binding.cut = False
+    see_through(hub, session)
+
+
+def see_through(hub: Hub, session: Session) -> None:
+    """Have a turn that was carried on looked after until it ends.
+
+    What carried it on may die as well, unseen: a CLI ends a session with its last connection, and
+    one that comes just then finds it at work for a moment more.
+    """
+    if session.turn.runs and not session.watched:
+        session.watched = True
+        hub.tasks.spawn(_see_through(hub, session), f"turn of {session.id}")
+
+
+async def _see_through(hub: Hub, session: Session) -> None:
+    attempts = stalled = 0
+    try:
+        while session.turn.runs and session.live:
+            await asyncio.sleep(_LOOK_EVERY)
+            if await _works(hub, session):
+                stalled = 0
+                continue
+            stalled += 1
+            if stalled < _STALLED_LOOKS:
+                continue
+            stalled = 0
+            attempts += 1
+            hub.log.warning(
+                "turn stalled after it was carried on",
+                extra={"session": session.id, "attempt": attempts},
+            )
+            if attempts > _MAX_ATTEMPTS:
+                give_up(hub, session)
+                return
+            for binding in list(session.bindings):
+                if not binding.client.closed:
+                    binding.move_away()
+    finally:
+        session.watched = False
+
+
+async def _works(hub: Hub, session: Session) -> bool:
+    """Whether something is at work on a turn, or about to be, or cannot be asked just now."""
+    turn = session.turn
+    binding = next((one for one in session.bindings if one.open and not one.client.closed), None)
+    if binding is None or binding.link is None or not all(one.answered for one in turn.prompts):
+        return True
+    try:
+        return await _processing(hub, session, binding.link) or not turn.runs
+    except (LinkLostError, TimeoutError):
+        return True
+    except RpcError:
+        return False  # It does not know the session any more.
 
 
 async def _catch_up(hub: Hub, binding: Binding, session: Session, link: Link) -> None:
@@ -100,11 +163,32 @@ async def _history(hub: Hub, session: Session, link: Link) -> list[Event]:
     return history if type(history) is list else []
 
 
-async def _processing(hub: Hub, session: Session, link: Link) -> bool:
-    state = await link.request(
-        "session.metadata.isProcessing", {"sessionId": session.id}, hub.limits.rebind_timeout
+async def _processing(
+    hub: Hub, session: Session, link: Link, found: Callable[[], None] | None = None
+) -> bool:
+    """Ask whether a session is at work.
+
+    Args:
+        hub: the worker's hub.
+        session: the session.
+        link: where to ask.
+        found: called if it is, before what follows the answer is looked at: that may be the end.
+    """
+    processing = False
+
+    def answered(state: Any) -> None:
+        nonlocal processing
+        processing = bool(type(state) is dict and state.get("processing"))
+        if processing and found is not None:
+            found()
+
+    await link.request(
+        "session.metadata.isProcessing",
+        {"sessionId": session.id},
+        hub.limits.rebind_timeout,
+        answered,
     )
-    return bool(type(state) is dict and state.get("processing"))
+    return processing
 
 
 async def _rerun(hub: Hub, session: Session, link: Link, *, first: bool) -> bool:
@@ -180,8 +264,7 @@ async def revive_turn(hub: Hub, binding: Binding, session: Session, link: Link) 
     """
     turn = session.turn
     async with session.recovering:
-        if await _processing(hub, session, link):
-            turn.busy = True
+        if await _processing(hub, session, link, turn.found):
             # Whoever was shown the pending requests is not this client.
             turn.asked.clear()
             await _restore_pending(binding, session, link, hub.limits.rebind_timeout)
@@ -192,6 +275,7 @@ async def revive_turn(hub: Hub, binding: Binding, session: Session, link: Link) 
                     "cut turn taken up",
                     extra={"session": session.id, "replica": link.replica.name},
                 )
+    see_through(hub, session)
 
 
 async def _restore_pending(binding: Binding, session: Session, link: Link, patience: float) -> None:

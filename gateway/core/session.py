@@ -95,10 +95,21 @@ class Session:
         moving: done when the session has been taken to another replica; None while it stays.
         stored: a turn has ended, so that it is on disk for certain.
         recovering: held by the one that carries on a cut turn.
+        watched: a turn that was carried on is being looked after.
         held: epoch, replica and its incarnation of this worker's hold in the registry, or None.
     """
 
-    __slots__ = ("bindings", "held", "id", "moving", "placement", "recovering", "stored", "turn")
+    __slots__ = (
+        "bindings",
+        "held",
+        "id",
+        "moving",
+        "placement",
+        "recovering",
+        "stored",
+        "turn",
+        "watched",
+    )
 
     def __init__(self, placement: Placement) -> None:
         self.id = placement.session_id
@@ -108,6 +119,7 @@ class Session:
         self.stored = False
         self.moving: asyncio.Future[None] | None = None
         self.recovering = asyncio.Lock()
+        self.watched = False
         self.held: tuple[int, str, int] | None = None
 
     def __repr__(self) -> str:
@@ -552,20 +564,25 @@ class Binding:
         return True
 
     async def _cut(self, session: Session) -> bool:
-        """Whether a session that is not live here was at work not long ago."""
+        """Whether a session that is not live here may have been at work not long ago.
+
+        A session that a CLI is just ending is not in its list for a moment.
+        """
         link = await self._reach(session)
         try:
             found = await link.request(
                 "sessions.getMetadata", {"sessionId": session.id}, self._hub.limits.ask_timeout
             )
-        except (RpcError, LinkLostError, TimeoutError):
-            return False
+        except RpcError as error:
+            return error.code != errors.METHOD_NOT_FOUND
+        except (LinkLostError, TimeoutError):
+            return True
         entry = found.get("session") if type(found) is dict else None
         modified = entry.get("modifiedTime") if type(entry) is dict else None
         try:
             moment = datetime.fromisoformat(str(modified)).timestamp()
         except ValueError:
-            return False
+            return True
         return self._hub.wall_clock() - moment < self._hub.limits.linger
 
     async def _revive(self, session: Session) -> None:

@@ -124,6 +124,10 @@ class Turn:
         prompt.answered = True
         prompt.message_id = prompt.message_id or message_id
 
+    def found(self) -> None:
+        """Note that the session is at work for reasons not known here."""
+        self.busy = True
+
     def refused(self, prompt: Prompt) -> None:
         """Note that the CLI has refused a prompt."""
         if prompt in self.prompts:

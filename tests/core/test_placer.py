@@ -19,6 +19,9 @@ from tests.support.playbook import Actor, Ask, Stage
 from tests.support.wait import eventually
 
 LONG = 1e9
+LONG_AGO = "1960-01-01T00:00:00.000Z"
+"""A stage's clock begins in 1970."""
+
 FREE = {"free": True}
 
 
@@ -113,6 +116,7 @@ async def test_where_it_was_is_as_good_as_any(make_stage: MakeStage) -> None:
     alice = await stage.client("alice")
     for number in range(5):
         await stage.recorded(f"s{number}", "alice", "cli-1")
+        stage.replicas["cli-1"].stores(f"s{number}", modified=LONG_AGO)
         assert (await alice.resumes(f"s{number}")).line.replica.name == "cli-1"
         alice.asks("session.detach", sessionId=f"s{number}")
         (await stage.replicas["cli-1"].gets("session.detach")).answers({"success": True})
@@ -539,6 +543,7 @@ async def test_a_session_of_two_gateways_moves_when_both_let_go(make_stage: Make
     alice, other = await first.client("alice"), await second.client("alice")
     home = (await alice.creates("s")).line.replica
     await turn(first, alice)
+    second.replicas[home.name].stores("s", modified=LONG_AGO)
     await other.resumes("s")
     await second.settle()
     home.knows["sessions.close"] = lambda _: {}
@@ -636,11 +641,11 @@ async def test_a_session_that_has_moved_proves_nothing(make_stage: MakeStage) ->
     stage = await make_stage("cli-0", "cli-1", options={"examines_storage": True})
     await stage.recorded("s", "alice", "cli-0")
     await stage.registry.move("s", 1, "cli-1")
+    for replica in stage.replicas.values():
+        replica.stores("s", modified=LONG_AGO)
     alice = await stage.client("alice")
     await alice.resumes("s")
     await turn(stage, alice)
-    for replica in stage.replicas.values():
-        replica.stores("s")
     stage.time_passes(5)
     await stage.settle()
     assert not stage.hub.placer.free

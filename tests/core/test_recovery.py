@@ -14,6 +14,7 @@ from gateway.core import session as session_module
 from tests.core.conftest import MakeStage
 from tests.support.playbook import Actor, Ask, Line, Message, Stage, event
 from tests.support.rpc import frame
+from tests.support.wait import eventually
 
 TOOLS = [{"name": "mine", "description": "d", "parameters": {"type": "object"}}]
 TOLD = "11111111-0000-4000-8000-000000000001"
@@ -736,6 +737,32 @@ async def test_a_turn_that_died_with_its_gateway_is_taken_up(stage: Stage) -> No
     assert (await stage.cli.gets("session.sendMessages")).params["messages"] == []
 
 
+async def test_a_session_that_a_cli_is_just_ending_is_looked_at(stage: Stage) -> None:
+    """It is in no list for a moment."""
+    await stage.recorded("s", "alice")
+    alice = await stage.client("alice")
+    resumed = await alice.resumes("s")
+    assert resumed.params["continuePendingWork"] is True
+    stage.cli.live.add("s")
+    await tells_history(stage, user("m1"), TURN_START)
+    assert (await stage.cli.gets("session.sendMessages")).params["messages"] == []
+
+
+async def test_a_cli_without_lists_is_not_asked_further(stage: Stage) -> None:
+    await stage.recorded("s", "alice")
+    del stage.cli.knows["sessions.getMetadata"]
+    alice = await stage.client("alice")
+    alice.asks("session.resume", sessionId="s")
+    listed = await stage.cli.gets("sessions.getMetadata")
+    listed.refuses("Unhandled method sessions.getMetadata", errors.METHOD_NOT_FOUND)
+    resumed = await stage.cli.gets("session.resume")
+    assert resumed.params == {"sessionId": "s"}
+    resumed.answers({"sessionId": "s"})
+    await alice.hears_result()
+    await stage.settle()
+    assert stage.cli.unanswered == []
+
+
 async def test_an_old_session_is_resumed_as_it_is(stage: Stage) -> None:
     await stage.recorded("s", "alice")
     stage.time_passes(1_800_000_000)
@@ -768,6 +795,117 @@ async def test_two_that_come_back_together_ask_the_model_once(stage: Stage) -> N
     asked.answers({})
     await stage.settle()
     assert stage.cli.unanswered == []
+
+
+# What carried a turn on may die as well, unseen
+
+
+def looks_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recovery, "_LOOK_EVERY", 0.002)
+    monkeypatch.setattr(recovery, "OTHERS_PATIENCE", 0.002)
+    monkeypatch.setattr(recovery, "_OTHERS_POLL", 0.001)
+
+
+async def taken_up(stage: Stage) -> tuple[Actor, Line]:
+    """Have a client come back to a turn that is at work; return it and its connection."""
+    await stage.recorded("s", "alice")
+    stage.cli.live.add("s")
+    stage.cli.knows |= {
+        "session.metadata.isProcessing": lambda _: {"processing": True},
+        "session.permissions.pendingRequests": lambda _: {"items": []},
+        "session.tools.listPendingRequests": lambda _: {"items": []},
+    }
+    alice = await stage.client("alice")
+    line = (await alice.resumes("s")).line
+    await stage.settle()
+    assert stage.hub.sessions["s"].turn.busy
+    return alice, line
+
+
+async def test_a_turn_that_stalls_is_carried_on_once_more(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks_often(monkeypatch)
+    alice, _ = await taken_up(stage)
+    stage.cli.knows["session.metadata.isProcessing"] = lambda _: {"processing": False}
+    (await stage.cli.gets("session.resume")).answers({"sessionId": "s"})
+    for _ in "ab":
+        line = await tells_history(stage, user("m1"), TURN_START)
+    asked = await stage.cli.gets("session.sendMessages")
+    stage.cli.knows["session.metadata.isProcessing"] = lambda _: {"processing": True}
+    asked.answers({})
+    line.emits("s", "session.idle")
+    await alice.hears_event("session.idle")
+    await stage.settle()
+    assert stage.cli.unanswered == []
+    await eventually(lambda: not stage.hub.sessions["s"].watched)
+
+
+async def test_a_session_that_is_gone_meanwhile_is_resumed_again(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The CLI ended it with the connection of the gateway that died."""
+    looks_often(monkeypatch)
+    alice, _ = await taken_up(stage)
+    del stage.cli.knows["session.metadata.isProcessing"]
+    (await stage.cli.gets("session.metadata.isProcessing")).refuses("Session not found: s")
+    (await stage.cli.gets("session.metadata.isProcessing")).refuses("Session not found: s")
+    resumed = await stage.cli.gets("session.resume")
+    assert resumed.params["continuePendingWork"] is True
+    stage.cli.knows["session.metadata.isProcessing"] = lambda _: {"processing": False}
+    resumed.answers({"sessionId": "s"})
+    await tells_history(stage, user("m1"), said("e1"))
+    # Its answer was written, and nobody here has heard of it.
+    assert (await alice.hears_event("assistant.message"))["event"]["id"] == "e1"
+    await alice.hears_event("session.idle")
+
+
+async def test_a_turn_that_always_stalls_is_given_up(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks_often(monkeypatch)
+    alice, _ = await taken_up(stage)
+    stage.cli.knows |= {
+        "session.metadata.isProcessing": lambda _: {"processing": False},
+        "session.resume": lambda _: {"sessionId": "s"},
+        "session.getMessages": lambda _: {"events": [user("m1")]},
+        "session.sendMessages": lambda _: {},
+    }
+    error = await alice.hears_event("session.error")
+    assert "could not be finished" in error["event"]["data"]["message"]
+    await alice.hears_event("session.idle")
+    assert not stage.hub.sessions["s"].turn.busy
+
+
+async def test_a_prompt_on_its_way_is_not_taken_for_a_stall(stage: Stage) -> None:
+    alice, _ = await taken_up(stage)
+    session = stage.hub.sessions["s"]
+    stage.cli.knows["session.metadata.isProcessing"] = lambda _: {"processing": False}
+    assert not await recovery._works(stage.hub, session)
+    alice.asks("session.send", sessionId="s", prompt="more")
+    sent = await stage.cli.gets("session.send")
+    assert await recovery._works(stage.hub, session)
+    sent.answers({"messageId": "m2"})
+    assert not await recovery._works(stage.hub, session)
+
+
+async def test_a_turn_that_ends_right_behind_the_question_has_ended(stage: Stage) -> None:
+    """The answer and the end of the turn may come in one read."""
+    await stage.recorded("s", "alice")
+    stage.cli.live.add("s")
+    del stage.cli.knows["session.metadata.isProcessing"]
+    stage.cli.knows |= {
+        "session.permissions.pendingRequests": lambda _: {"items": []},
+        "session.tools.listPendingRequests": lambda _: {"items": []},
+    }
+    alice = await stage.client("alice")
+    await alice.resumes("s")
+    asked = await stage.cli.gets("session.metadata.isProcessing")
+    answer = {"jsonrpc": "2.0", "id": asked.id, "result": {"processing": True}}
+    asked.line.says(answer, event("s", "session.idle"))
+    await alice.hears_event("session.idle")
+    await stage.settle()
+    assert not stage.hub.sessions["s"].turn.busy
 
 
 # The clash of tool names between two gateways
