@@ -561,6 +561,7 @@ class Hub:
             RpcError: the registry is not available.
         """
         assert client.owner is not None
+        await self.placer.let_go(session_id)
         return self._learned(
             await self.registered(
                 self.registry.claim,
@@ -659,7 +660,7 @@ class Hub:
         if session is None:
             session = self.sessions[placement.session_id] = Session(placement)
         elif placement.epoch > session.placement.epoch:
-            session.placement = placement
+            self.placer.placed(session, placement)
         return session
 
     def session_attached(self, session: Session) -> None:

@@ -72,6 +72,7 @@ class Placer:
         self._slow_start = slow_start
         self._examine_at = 0.0
         self._releasing: set[str] = set()
+        self._letting_go: dict[str, asyncio.Future[None]] = {}
         self._drains: dict[str, bool] = {}
         self.gateway_id = gateway_id
         self.free = free
@@ -183,6 +184,7 @@ class Placer:
         self._releasing.discard(session.id)
         if session.live:
             return
+        await self.let_go(session.id)
         registry = self._hub.registry
         for _ in range(_ATTEMPTS):
             seen = session.placement
@@ -200,7 +202,7 @@ class Placer:
                 )
             if record is None:
                 raise SessionNotFoundError(session.id)
-            self._placed(session, record)
+            self.placed(session, record)
             if record.replica == target and (record.epoch == seen.epoch or target != seen.replica):
                 session.held = self._grip(record)
                 return
@@ -221,12 +223,13 @@ class Placer:
         seen = session.placement
         if self.gateway_id is None or session.held == self._grip(seen):
             return True
+        await self.let_go(session.id)
         record = await self._hub.registered(
             self._hub.registry.hold, session.id, seen.epoch, self.gateway_id
         )
         if record is None:
             raise SessionNotFoundError(session.id)
-        self._placed(session, record)
+        self.placed(session, record)
         if record.epoch != seen.epoch:
             return False
         session.held = self._grip(record)
@@ -260,7 +263,7 @@ class Placer:
         holders = await self._hub.registered(self._hub.registry.holders, session_id)
         return bool(holders - {self.gateway_id})
 
-    def _placed(self, session: Session, record: Placement) -> None:
+    def placed(self, session: Session, record: Placement) -> None:
         """Take over a session's record, and count it where it is now."""
         old = session.placement
         if record.epoch < old.epoch:
@@ -291,15 +294,27 @@ class Placer:
         if self._releasing:
             self._hub.tasks.call_later(_RELEASE_DELAY, self._release_now)
         if gone:
-            self._hub.tasks.spawn(self._release(gone), "release sessions")
+            done = asyncio.get_running_loop().create_future()
+            self._letting_go |= dict.fromkeys(gone, done)
+            self._hub.tasks.spawn(self._release(gone, done), "release sessions")
 
-    async def _release(self, session_ids: Iterable[str]) -> None:
+    async def _release(self, session_ids: Iterable[str], done: asyncio.Future[None]) -> None:
         assert self.gateway_id is not None
         try:
             await self._hub.registry.release(session_ids, self.gateway_id)
         except RegistryUnavailableError:
             # The holds end with this worker's lease, or are told apart when it republishes.
             self._hub.log.info("sessions not released: the registry is not available")
+        finally:
+            for one in session_ids:
+                if self._letting_go.get(one) is done:
+                    del self._letting_go[one]
+            done.set_result(None)
+
+    async def let_go(self, session_id: str) -> None:
+        """Return once no release of a session is under way: it could undo a hold taken now."""
+        while (release := self._letting_go.get(session_id)) is not None:
+            await asyncio.wait([release])
 
     # Failing over
 
@@ -335,6 +350,7 @@ class Placer:
     async def _take_from_dead(self, session: Session, target: str) -> None:
         """Move a session off a replica that cannot serve; others may be moving it too."""
         hub = self._hub
+        await self.let_go(session.id)
         seen = session.placement
         dead = hub.replicas.get(seen.replica)
         if dead is not None:
@@ -348,7 +364,7 @@ class Placer:
             # Held by a worker that has not noticed yet.
             await asyncio.sleep(hub.limits.redial_delay)
             return
-        self._placed(session, record)
+        self.placed(session, record)
         if (record.epoch, record.replica) == (seen.epoch + 1, target):
             session.held = self._grip(record)
         hub.log.info(
@@ -392,7 +408,7 @@ class Placer:
             moved = record.replica != seen.replica
             # At the same epoch they differ where a registry that lost both heard of one first.
             if record.epoch > seen.epoch or (moved and record.epoch == seen.epoch):
-                self._placed(session, record)
+                self.placed(session, record)
                 if moved and session.moving is None:
                     self._follow(session, seen)
         elif isinstance(change, ChangesLost):
@@ -429,7 +445,9 @@ class Placer:
                     kept = await self.keep(session)
                 except (RpcError, SessionNotFoundError):
                     continue
-                if not kept:
+                if not session.live:
+                    self.release_later(session.id)
+                elif not kept:
                     for binding in list(session.bindings):
                         binding.move_away()
 
@@ -527,7 +545,7 @@ class Placer:
                 hub.registry.move, session.id, session.placement.epoch, target, self.gateway_id
             )
             if record is not None:
-                self._placed(session, record)
+                self.placed(session, record)
                 if (record.epoch, record.replica) == (seen.epoch + 1, target):
                     session.held = self._grip(record)
                 hub.log.info(
@@ -540,6 +558,8 @@ class Placer:
         finally:
             session.moving = None
             moving.set_result(None)
+            if not session.live:
+                self.release_later(session.id)
 
     async def _alone(self, session: Session) -> bool:
         """Wait shortly for the other holders of an idle session to let go of it too."""

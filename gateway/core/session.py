@@ -310,6 +310,9 @@ class Binding:
             self._working = False
             self._hub.stats.sessions_waiting -= 1
             self._settle_state()
+            if not self.attached:
+                # It may have been taken hold of for a client that has left meanwhile.
+                self._hub.placer.release_later(self.session_id)
 
     def _settle_state(self) -> None:
         """Leave the binding open, idle for a later attempt, or forgotten."""
@@ -423,16 +426,12 @@ class Binding:
         else:
             placement, fresh = self.session.placement, False
         session = hub.session(placement)
-        try:
-            if not fresh:
-                self._join(session)
-                await hub.placer.occupy(session)
-            answer = await self._attach(request, session)
-            if answer is None and fresh:
-                await hub.forget(placement)
-        finally:
-            if not session.live:
-                hub.placer.release_later(session.id)
+        if not fresh:
+            self._join(session)
+            await hub.placer.occupy(session)
+        answer = await self._attach(request, session)
+        if answer is None and fresh:
+            await hub.forget(placement)
         hub.audit.record(
             "session.create",
             **self.client.who(),
@@ -445,14 +444,6 @@ class Binding:
         hub = self._hub
         session = hub.session(placement)
         self._join(session)
-        try:
-            await self._occupy_and_attach(request, session)
-        finally:
-            if not session.live:
-                hub.placer.release_later(session.id)
-
-    async def _occupy_and_attach(self, request: Request, session: Session) -> None:
-        hub = self._hub
         await hub.placer.occupy(session)
         returns = await self._take_over(session)
         cut = returns or (hub.recovers_turns and not session.live and await self._cut(session))

@@ -11,9 +11,9 @@ import contextlib
 import logging
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from copilot import CopilotClient, RuntimeConnection
 from copilot.generated.session_events import (
@@ -27,6 +27,8 @@ from copilot.tools import Tool, ToolInvocation, ToolResult
 
 from gateway.testing.model_server import DEFAULT_MODEL
 from tests.chaos.check import Fate, Prompt, Said, prompt_text, tag_of
+
+T = TypeVar("T")
 
 log = logging.getLogger("tests.chaos")
 
@@ -142,6 +144,7 @@ class Application:
         self._sessions: dict[str, CopilotSession] = {}
         self._connected = asyncio.Condition()
         self._dropped = asyncio.Event()
+        self._lost = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -182,11 +185,13 @@ class Application:
                 self.client = None
                 self._sessions.clear()
                 await client.force_stop()
+                self._lost.set()
             self._port = self._rng.choice(self._ports)
 
     async def _serve(self, client: CopilotClient) -> None:
         """Offer a client to the conversations until its connection is lost."""
         self._dropped.clear()
+        self._lost = asyncio.Event()
         async with self._connected:
             self.client = client
             self._connected.notify_all()
@@ -204,14 +209,32 @@ class Application:
             except Exception:
                 return  # the connection has ended
 
+    async def ask(self, question: Awaitable[T]) -> T:
+        """Await an answer on the present connection.
+
+        The SDK leaves requests unanswered for ever that are under way at its ``force_stop``.
+
+        Raises:
+            ConnectionLostError: the connection was given up first.
+        """
+        asked, lost = asyncio.ensure_future(question), asyncio.ensure_future(self._lost.wait())
+        try:
+            await asyncio.wait([asked, lost], return_when=asyncio.FIRST_COMPLETED)
+            if not asked.done():
+                raise ConnectionLostError("the connection ended meanwhile")
+            return asked.result()
+        finally:
+            lost.cancel()
+            asked.cancel()
+
     async def create(
         self, record: Record, on_event: Callable[[SessionEvent], None], tools: list[Tool]
     ) -> CopilotSession:
         """Create a session."""
         client = await self._wait()
         async with asyncio.timeout(RESUME_BOUND):
-            session = await client.create_session(
-                session_id=record.session, **self._options(on_event, tools)
+            session = await self.ask(
+                client.create_session(session_id=record.session, **self._options(on_event, tools))
             )
         self._keep(client, session)
         return session
@@ -225,8 +248,10 @@ class Application:
         if known is not None:
             return known
         async with asyncio.timeout(RESUME_BOUND):
-            session = await client.resume_session(
-                record.session, continue_pending_work=True, **self._options(on_event, tools)
+            session = await self.ask(
+                client.resume_session(
+                    record.session, continue_pending_work=True, **self._options(on_event, tools)
+                )
             )
         self._keep(client, session)
         return session
@@ -246,7 +271,7 @@ class Application:
         if session is not None:
             with contextlib.suppress(Exception):
                 async with asyncio.timeout(RESUME_BOUND):
-                    await session.disconnect()
+                    await self.ask(session.disconnect())
 
     def _options(self, on_event: Callable[[SessionEvent], None], tools: list[Tool]) -> Any:
         return {
@@ -343,10 +368,11 @@ class Conversation:
             answer = None
             if pair:
                 last, text = self._compose(tool=False)
-                await self._say(last, session.send(text))
+                await self._say(last, speaker.ask(session.send(text)))
             if not pair or last.fate is Fate.ACKNOWLEDGED:
                 last, text = self._compose(tool=speaker is self._main and rng.random() < 0.3)
-                answer = await self._say(last, session.send_and_wait(text, timeout=TURN_BOUND))
+                waiting = session.send_and_wait(text, timeout=TURN_BOUND)
+                answer = await self._say(last, speaker.ask(waiting))
             last.answered = answer is not None and _answers(answer, last, record)
             if not last.answered:
                 await self._settle(speaker, last)
@@ -390,11 +416,12 @@ class Conversation:
             try:
                 session = await speaker.attach(record, self._note(record), self._tools_of(speaker))
                 async with asyncio.timeout(RESUME_BOUND):
-                    working = await session.rpc.metadata.is_processing()
+                    working = await speaker.ask(session.rpc.metadata.is_processing())
                     if working.processing:
                         idle_since = clock()
                     elif any(
-                        _answers(event, prompt, record) for event in await session.get_events()
+                        _answers(event, prompt, record)
+                        for event in await speaker.ask(session.get_events())
                     ):
                         prompt.answered = True
                         return

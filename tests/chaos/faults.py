@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tests.chaos.clients import Application, Conversation, Record
-from tests.chaos.fleet import Fleet
+from tests.chaos.fleet import Fleet, Gateway
 from tests.chaos.schedule import Fault, Kind
 from tests.support.stack import RealCli
 
@@ -124,7 +124,8 @@ class Chaos:
                     await asyncio.sleep(0.2)
         except TimeoutError:
             self.drains_overdue += 1
-            log.warning("%s did not become empty", replica.name)
+            for gateway in gateways:
+                log.warning("%s did not become empty: %s", replica.name, await _left(gateway))
         await replica.restart()
         for gateway in self._fleet.gateways:
             # Any one would do; it is the one asked before that may be down now.
@@ -148,6 +149,14 @@ class Chaos:
             redis.lose()
         await asyncio.sleep(fault.lasts)
         await redis.start()
+
+
+async def _left(gateway: Gateway) -> str:
+    """Say what a gateway still has on its replicas."""
+    try:
+        return f"{gateway.name}: {await gateway.ask('GET', '/sessions')}"
+    except OSError as error:
+        return f"{gateway.name}: {error}"
 
 
 def _victim(fault: Fault) -> str:
