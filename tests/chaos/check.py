@@ -14,6 +14,9 @@ from dataclasses import dataclass, field, fields
 from itertools import pairwise
 from typing import Any
 
+INTERRUPTED = "returned: Tool execution was interrupted before a result was recorded"
+"""What the model quotes where the CLI told it that a call was cut (CLI 1.0.102)."""
+
 _TAG = re.compile(r"<(?P<session>[A-Za-z0-9_-]+):(?P<number>\d+)>")
 
 
@@ -69,6 +72,8 @@ class Findings:
         unanswered: acknowledged and recorded, without an answer.
         answered_twice: recorded once, with two answers.
         tool_lost: answered without the result that its tool returned.
+        tool_interrupted: likewise, but the CLI had told the model so, as it does for a call that was
+            cut before the journal had it. Nothing is wrong then.
         foreign: user messages that were never sent in this session.
         forks: how the session was seen to go on in two copies.
     """
@@ -79,12 +84,15 @@ class Findings:
     unanswered: list[int] = field(default_factory=list)
     answered_twice: list[int] = field(default_factory=list)
     tool_lost: list[int] = field(default_factory=list)
+    tool_interrupted: list[int] = field(default_factory=list)
     foreign: list[str] = field(default_factory=list)
     forks: list[str] = field(default_factory=list)
 
     def __bool__(self) -> bool:
         """Whether anything is wrong."""
-        return any(getattr(self, each.name) for each in fields(self))
+        return any(
+            getattr(self, each.name) for each in fields(self) if each.name != "tool_interrupted"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return what is wrong, as JSON takes it."""
@@ -141,7 +149,8 @@ def check_history(session: str, prompts: Iterable[Prompt], history: Sequence[Sai
         if times == 1 and answers[number] > 1:
             findings.answered_twice.append(number)
         if answers[number] and prompt.tool_value and prompt.tool_value not in texts[number]:
-            findings.tool_lost.append(number)
+            cut = INTERRUPTED in texts[number]
+            (findings.tool_interrupted if cut else findings.tool_lost).append(number)
     return findings
 
 

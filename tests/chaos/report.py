@@ -18,6 +18,7 @@ _TITLES = {
     "unanswered": "acknowledged prompts never answered",
     "answered_twice": "prompts answered twice",
     "tool_lost": "tool results lost",
+    "tool_interrupted": "tool calls that the model was told were cut",
     "foreign": "prompts of nobody",
     "forks": "sessions forked",
 }
@@ -101,7 +102,7 @@ class Result:
                     "findings": self.findings[record.session].to_dict(),
                 }
                 for record in self.records
-                if record.problems or self.findings[record.session]
+                if record.problems or self.findings[record.session].to_dict()
             },
         }
 

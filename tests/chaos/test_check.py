@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from tests.chaos.check import (
+    INTERRUPTED,
     Fate,
     Findings,
     Prompt,
@@ -84,9 +85,18 @@ def test_an_answer_quotes_what_the_tool_returned() -> None:
     prompts = [Prompt(1, Fate.ACKNOWLEDGED, tool_value="value-7")]
     quoting = answer(1, " [lookup returned: value-7]")
     assert check(prompts, [asked(1), quoting]) == {}
-    assert check(prompts, [asked(1), answer(1, " [lookup returned: interrupted]")]) == {
+    assert check(prompts, [asked(1), answer(1, " [lookup returned: nothing]")]) == {
         "tool_lost": [1]
     }
+
+
+def test_a_call_that_the_cli_says_was_cut_is_told_apart() -> None:
+    prompts = [Prompt(1, Fate.ACKNOWLEDGED, tool_value="value-7")]
+    findings = check_history(
+        SESSION, prompts, [asked(1), answer(1, f" [lookup {INTERRUPTED}. Its")]
+    )
+    assert findings.to_dict() == {"tool_interrupted": [1]}
+    assert not findings
 
 
 def test_what_nobody_sent_here_is_foreign() -> None:
