@@ -72,8 +72,8 @@ class Findings:
         unanswered: acknowledged and recorded, without an answer.
         answered_twice: recorded once, with two answers.
         tool_lost: answered without the result that its tool returned.
-        tool_interrupted: likewise, but the CLI had told the model so, as it does for a call that was
-            cut before the journal had it. Nothing is wrong then.
+        tool_interrupted: likewise, but the CLI had told the model so, as it does for a call that
+            was cut before the journal had it. Nothing is wrong then.
         foreign: user messages that were never sent in this session.
         forks: how the session was seen to go on in two copies.
     """
