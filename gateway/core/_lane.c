@@ -100,20 +100,30 @@ SLOT(replica_in_flight, "in_flight");
 SLOT(stats_from_client, "frames_from_client");
 SLOT(stats_to_replica, "frames_to_replica");
 SLOT(stats_bytes_to_replica, "bytes_to_replica");
-SLOT(pending_link, "link");
-SLOT(pending_binding, "binding");
-SLOT(pending_request, "request");
-SLOT(pending_rule, "rule");
-SLOT(pending_stats, "stats");
-SLOT(pending_started, "started");
 SLOT(method_ok, "ok");
 SLOT(method_duration, "duration");
 SLOT(histogram_bounds, "bounds");
 SLOT(histogram_counts, "counts");
 SLOT(histogram_sum, "sum");
 
-static PyTypeObject *pending_type; /* gateway.core.pending.Pending */
-static PyObject *write_name, *allows_name;
+/* Of both types, so that neither drives the other's offsets out. */
+enum { LINK, BINDING, REQUEST, RULE, STATS, STARTED, HOOK, NOTES, REWRITES };
+static struct slot pending_slots[] = {
+    [LINK] = {"link", NULL, NULL, 0},       [BINDING] = {"binding", NULL, NULL, 0},
+    [REQUEST] = {"request", NULL, NULL, 0}, [RULE] = {"rule", NULL, NULL, 0},
+    [STATS] = {"stats", NULL, NULL, 0},     [STARTED] = {"started", NULL, NULL, 0},
+};
+static struct slot hooked_slots[] = {
+    [LINK] = {"link", NULL, NULL, 0},       [BINDING] = {"binding", NULL, NULL, 0},
+    [REQUEST] = {"request", NULL, NULL, 0}, [RULE] = {"rule", NULL, NULL, 0},
+    [STATS] = {"stats", NULL, NULL, 0},     [STARTED] = {"started", NULL, NULL, 0},
+    [HOOK] = {"hook", NULL, NULL, 0},       [NOTES] = {"notes", NULL, NULL, 0},
+    [REWRITES] = {"rewrites", NULL, NULL, 0},
+};
+
+/* gateway.core.pending.Pending, and its subclass of those with a hook */
+static PyTypeObject *pending_type, *hooked_type;
+static PyObject *write_name, *allows_name, *prompted_name, *event_name;
 
 /* --- requests ------------------------------------------------------------------------------- */
 
@@ -130,18 +140,20 @@ static int fill(struct slot *slot, PyObject *object, PyObject *value)
     return 1;
 }
 
-/* Return a new Pending. */
+/* Return a new Pending, or with a hook that takes note of the answer one with a hook. */
 static PyObject *make_pending(PyObject *link, PyObject *binding, PyObject *frame, PyObject *direct,
-                              PyObject *started)
+                              PyObject *started, PyObject *hook)
 {
-    PyObject *pending = pending_type->tp_alloc(pending_type, 0);
+    PyTypeObject *type = hook == NULL ? pending_type : hooked_type;
+    PyObject *pending = type->tp_alloc(type, 0);
     if (pending == NULL)
         return NULL;
-    if (fill(&pending_link, pending, link) && fill(&pending_binding, pending, binding) &&
-        fill(&pending_request, pending, frame) &&
-        fill(&pending_rule, pending, PyTuple_GET_ITEM(direct, 0)) &&
-        fill(&pending_stats, pending, PyTuple_GET_ITEM(direct, 1)) &&
-        fill(&pending_started, pending, started))
+    struct slot *at = hook == NULL ? pending_slots : hooked_slots;
+    if (fill(at++, pending, link) && fill(at++, pending, binding) && fill(at++, pending, frame) &&
+        fill(at++, pending, PyTuple_GET_ITEM(direct, 0)) &&
+        fill(at++, pending, PyTuple_GET_ITEM(direct, 1)) && fill(at++, pending, started) &&
+        (hook == NULL || (fill(at++, pending, hook) && fill(at++, pending, Py_True) &&
+                          fill(at++, pending, Py_False))))
         return pending;
     Py_DECREF(pending);
     return NULL;
@@ -234,34 +246,50 @@ static enum outcome find_route(PyObject *client, const struct span *method,
         return STOP;
     PyObject *replica = get(&link_replica, route->link);
     if (replica == NULL || (route->replica_stats = get(&replica_stats, replica)) == NULL ||
-        !PyTuple_CheckExact(route->direct) || PyTuple_GET_SIZE(route->direct) != 2)
+        !PyTuple_CheckExact(route->direct) || PyTuple_GET_SIZE(route->direct) != 3)
         return STOP;
     return PASSED;
 }
 
-/* Note a request and send its frame. */
-static enum outcome forward(const struct route *route, PyObject *id, PyObject *frame,
-                            PyObject *stats, PyObject *now)
+/* Note a request and send its frame; STOP with nothing noted if it may not simply pass. */
+static enum outcome forward(const struct route *route, PyObject *client, PyObject *id,
+                            PyObject *frame, Py_ssize_t size, PyObject *stats, PyObject *now)
 {
-    PyObject *started = PyObject_CallNoArgs(now);
+    PyObject *hook = NULL, *started = NULL, *pending = NULL, *done = NULL;
+    enum outcome outcome = FAILED;
+    if (PyTuple_GET_ITEM(route->direct, 2) != Py_True) {
+        enum outcome allows = allowed(client, size);
+        if (allows != PASSED)
+            return allows;
+        started = PyObject_CallNoArgs(now);
+    } else if ((started = PyObject_CallNoArgs(now)) != NULL) {
+        hook = PyObject_CallMethodObjArgs(route->binding, prompted_name, frame,
+                                          PyTuple_GET_ITEM(route->direct, 0), started, NULL);
+        if (hook == NULL)
+            goto end;
+        if (hook == Py_None) {
+            outcome = STOP;
+            goto end;
+        }
+    }
     if (started == NULL)
-        return FAILED;
-    PyObject *pending = make_pending(route->link, route->binding, frame, route->direct, started);
-    Py_DECREF(started);
-    if (pending == NULL)
-        return FAILED;
-    int bad = PyDict_SetItem(route->pending, id, pending);
-    Py_DECREF(pending);
-    if (bad || !add(&tenant_requests, route->tenant, 1) || !add(&stats_from_client, stats, 1) ||
+        goto end;
+    pending = make_pending(route->link, route->binding, frame, route->direct, started, hook);
+    if (pending == NULL || PyDict_SetItem(route->pending, id, pending) ||
+        !add(&tenant_requests, route->tenant, 1) || !add(&stats_from_client, stats, 1) ||
         !add(&replica_in_flight, route->replica_stats, 1) ||
         !fill(&link_sent, route->link, Py_True) || !add(&stats_to_replica, stats, 1) ||
         !add(&stats_bytes_to_replica, stats, PyBytes_GET_SIZE(frame)))
-        return FAILED;
-    PyObject *done = PyObject_CallMethodOneArg(route->sink, write_name, frame);
-    if (done == NULL)
-        return FAILED;
-    Py_DECREF(done);
-    return PASSED;
+        goto end;
+    done = PyObject_CallMethodOneArg(route->sink, write_name, frame);
+    if (done != NULL)
+        outcome = PASSED;
+end:
+    Py_XDECREF(hook);
+    Py_XDECREF(started);
+    Py_XDECREF(pending);
+    Py_XDECREF(done);
+    return outcome;
 }
 
 /* Deal with the request at *pos. */
@@ -287,16 +315,16 @@ static enum outcome pass_request(PyObject *client, PyObject *stats, PyObject *no
         outcome = FAILED;
     if (outcome == PASSED) {
         hold(&route);
-        outcome = allowed(client, body.end - body.start);
-        if (outcome == PASSED) {
-            Py_ssize_t end = body.end - base;
-            PyObject *frame = *pos == 0 && end == size
-                                  ? Py_NewRef(data)
-                                  : PyBytes_FromStringAndSize(base + *pos, end - *pos);
-            outcome = frame == NULL ? FAILED : forward(&route, id, frame, stats, now);
-            Py_XDECREF(frame);
+        Py_ssize_t end = body.end - base;
+        PyObject *frame = *pos == 0 && end == size
+                              ? Py_NewRef(data)
+                              : PyBytes_FromStringAndSize(base + *pos, end - *pos);
+        outcome = frame == NULL ? FAILED
+                                : forward(&route, client, id, frame, body.end - body.start, stats,
+                                          now);
+        Py_XDECREF(frame);
+        if (outcome == PASSED)
             *pos = end;
-        }
         release(&route);
     }
     Py_XDECREF(id);
@@ -356,7 +384,35 @@ static int observe(PyObject *histogram, double seconds)
     return 1;
 }
 
-/* Deal with the body if it is a good answer that only the client waits for. */
+/* Count an answer that arrives now, and let its hook take note of it. */
+static enum outcome note_answer(struct slot *slots, PyObject *pending, PyObject *id,
+                                PyObject *table, PyObject *load, PyObject *now,
+                                const struct span *body)
+{
+    PyObject *stats = get(&slots[STATS], pending), *started = get(&slots[STARTED], pending);
+    PyObject *histogram = stats == NULL ? NULL : get(&method_duration, stats);
+    if (histogram == NULL || started == NULL)
+        return STOP;
+    PyObject *time = PyObject_CallNoArgs(now);
+    if (time == NULL)
+        return FAILED;
+    double seconds = PyFloat_AsDouble(time) - PyFloat_AsDouble(started);
+    Py_DECREF(time);
+    if (PyErr_Occurred() || !observe(histogram, seconds) || !add(&method_ok, stats, 1) ||
+        !add(&replica_in_flight, load, -1) || PyDict_DelItem(table, id))
+        return FAILED;
+    if (slots == pending_slots)
+        return PASSED;
+    PyObject *text = PyBytes_FromStringAndSize(body->start, body->end - body->start);
+    if (text == NULL)
+        return FAILED;
+    PyObject *done = PyObject_CallFunctionObjArgs(get(&slots[HOOK], pending), Py_True, text, NULL);
+    Py_DECREF(text);
+    Py_XDECREF(done);
+    return done == NULL ? FAILED : PASSED;
+}
+
+/* Deal with the body if it is a good answer that the client waits for, and others only note. */
 static enum outcome pass_answer(PyObject *link, PyObject *now, const struct span *body)
 {
     const char *p = body->start;
@@ -372,23 +428,54 @@ static enum outcome pass_answer(PyObject *link, PyObject *now, const struct span
     enum outcome outcome = STOP;
     PyObject *pending = SKIP(&p, body->end, ",\"result\"") ? PyDict_GetItemWithError(table, id)
                                                            : NULL;
-    /* Those of the subclass have a hook. */
-    if (pending != NULL && Py_IS_TYPE(pending, pending_type) &&
-        get(&pending_link, pending) == link) {
-        PyObject *stats = get(&pending_stats, pending);
-        PyObject *started = get(&pending_started, pending);
-        PyObject *histogram = stats == NULL ? NULL : get(&method_duration, stats);
-        PyObject *time = histogram == NULL || started == NULL ? NULL : PyObject_CallNoArgs(now);
-        if (time != NULL) {
-            double seconds = PyFloat_AsDouble(time) - PyFloat_AsDouble(started);
-            Py_DECREF(time);
-            if (!PyErr_Occurred() && observe(histogram, seconds) && add(&method_ok, stats, 1) &&
-                add(&replica_in_flight, load, -1) && PyDict_DelItem(table, id) == 0)
-                outcome = PASSED;
+    if (pending != NULL) {
+        struct slot *slots = Py_IS_TYPE(pending, pending_type)  ? pending_slots
+                             : Py_IS_TYPE(pending, hooked_type) ? hooked_slots
+                                                                : NULL;
+        if (slots != NULL && get(&slots[LINK], pending) == link &&
+            (slots == pending_slots || (get(&slots[NOTES], pending) == Py_True &&
+                                        get(&slots[HOOK], pending) != NULL))) {
+            Py_INCREF(pending);
+            Py_INCREF(table);
+            Py_INCREF(load);
+            outcome = note_answer(slots, pending, id, table, load, now, body);
+            Py_DECREF(load);
+            Py_DECREF(table);
+            Py_DECREF(pending);
         }
     }
     Py_DECREF(id);
     return PyErr_Occurred() ? FAILED : outcome;
+}
+
+/* Tell the binding of an event, if the body is one. */
+static enum outcome pass_event(PyObject *link, const struct span *body)
+{
+    struct span session_id, name;
+    PyObject *client = get(&link_client, link), *bindings;
+    if (!read_event(body->start, body->end, &session_id, &name) || client == NULL ||
+        client == Py_None || (bindings = get(&client_bindings, client)) == NULL ||
+        !PyDict_CheckExact(bindings))
+        return STOP;
+    PyObject *key = PyUnicode_DecodeASCII(session_id.start, session_id.end - session_id.start,
+                                          NULL);
+    if (key == NULL)
+        return FAILED;
+    PyObject *binding = PyDict_GetItemWithError(bindings, key);
+    Py_DECREF(key);
+    if (binding == NULL)
+        return PyErr_Occurred() ? FAILED : PASSED;
+    Py_INCREF(binding);
+    PyObject *type = PyUnicode_DecodeASCII(name.start, name.end - name.start, NULL);
+    PyObject *text = PyBytes_FromStringAndSize(body->start, body->end - body->start);
+    PyObject *done = type == NULL || text == NULL
+                         ? NULL
+                         : PyObject_CallMethodObjArgs(binding, event_name, type, text, NULL);
+    Py_XDECREF(type);
+    Py_XDECREF(text);
+    Py_XDECREF(done);
+    Py_DECREF(binding);
+    return done == NULL ? FAILED : PASSED;
 }
 
 static PyObject *pass_answers(PyObject *self, PyObject *const *args, Py_ssize_t count)
@@ -408,18 +495,20 @@ static PyObject *pass_answers(PyObject *self, PyObject *const *args, Py_ssize_t 
     const char *p = base + pos, *end = base + PyBytes_GET_SIZE(args[0]);
     struct span body, known = {NULL, NULL};
     while (find_body(p, end, &body)) {
-        if (is_quiet(&body, &known)) {
-            events++;
-        } else {
+        Py_ssize_t *passed = &events;
+        if (!is_quiet(&body, &known)) {
             enum outcome outcome = STOP;
-            if (body.end - body.start <= max_frame)
+            if (body.end - body.start <= max_frame &&
+                (outcome = pass_event(args[3], &body)) == STOP) {
                 outcome = pass_answer(args[3], args[4], &body);
+                passed = &answers;
+            }
             if (outcome == FAILED)
                 return NULL;
             if (outcome == STOP)
                 break;
-            answers++;
         }
+        ++*passed;
         p = body.end;
     }
     return Py_BuildValue("nnn", (Py_ssize_t)(p - base), events, answers);
@@ -427,14 +516,14 @@ static PyObject *pass_answers(PyObject *self, PyObject *const *args, Py_ssize_t 
 
 /* --- module --------------------------------------------------------------------------------- */
 
-static PyObject *set_pending(PyObject *self, PyObject *type)
+static PyObject *set_pending(PyObject *self, PyObject *args)
 {
     (void)self;
-    if (!PyType_Check(type)) {
-        PyErr_SetString(PyExc_TypeError, "set_pending(type)");
+    PyObject *plain, *hooked;
+    if (!PyArg_ParseTuple(args, "O!O!", &PyType_Type, &plain, &PyType_Type, &hooked))
         return NULL;
-    }
-    Py_XSETREF(pending_type, (PyTypeObject *)Py_NewRef(type));
+    Py_XSETREF(pending_type, (PyTypeObject *)Py_NewRef(plain));
+    Py_XSETREF(hooked_type, (PyTypeObject *)Py_NewRef(hooked));
     Py_RETURN_NONE;
 }
 
@@ -444,7 +533,8 @@ static PyMethodDef methods[] = {
     {"pass_answers", (PyCFunction)(void (*)(void))pass_answers, METH_FASTCALL,
      "pass_answers(data, pos, max_frame, link, now) -> (pos, events, answers)"},
     {"set_loud", set_loud, METH_O, "set_loud(names): event types that are not passed over."},
-    {"set_pending", set_pending, METH_O, "set_pending(type): what stands for a request in flight."},
+    {"set_pending", set_pending, METH_VARARGS,
+     "set_pending(type, type): what stands for a request in flight, the second with a hook."},
     {NULL, NULL, 0, NULL},
 };
 
@@ -456,7 +546,9 @@ PyMODINIT_FUNC PyInit__lane(void)
 {
     write_name = PyUnicode_InternFromString("write");
     allows_name = PyUnicode_InternFromString("allows");
-    if (write_name == NULL || allows_name == NULL)
+    prompted_name = PyUnicode_InternFromString("prompted");
+    event_name = PyUnicode_InternFromString("event");
+    if (write_name == NULL || allows_name == NULL || prompted_name == NULL || event_name == NULL)
         return NULL;
     return PyModule_Create(&module);
 }

@@ -25,7 +25,8 @@ from gateway.core.pending import Hook, Pending, PendingHook
 from gateway.core.placer import no_lease
 from gateway.core.ports import Entry
 from gateway.core.recipe import after_call, changes_recipe
-from gateway.core.session import Binding, Request, Session, SessionNotFoundError
+from gateway.core.request import Request
+from gateway.core.session import Binding, Session, SessionNotFoundError
 from gateway.core.stats import MethodStats, Stats, TenantStats, method_class
 from gateway.core.turn import REPEATABLE
 from gateway.errors import RpcError
@@ -72,23 +73,23 @@ _SPLIT_WRITE_BYTES = 64 * 1024
 """From this size on, header and body are written apart rather than copied together."""
 
 
-Direct = dict[str, tuple[MethodRule, MethodStats]]
-"""Methods whose requests go to an open session unread, each with what is needed to pass it on."""
+Direct = dict[str, tuple[MethodRule, MethodStats, bool]]
+"""Methods whose requests go to an open session unread, each with what is needed to pass it on, and
+whether it is a prompt."""
 
 
 @functools.lru_cache(maxsize=64)
 def _direct(policy: PolicyView, shaped: frozenset[str], stats: Stats) -> Direct:
     """Return the methods that pass directly, shared by all clients with the same policy.
 
-    All others do something beside passing: they begin a turn or are part of one, change what makes
-    the session live again, name other sessions too, or have parameters that a rule may rewrite.
+    All others do something beside passing: they are part of a turn, change what makes the session
+    live again, name other sessions too, or have parameters that a rule may rewrite.
     """
     return {
-        rule.method: (rule, stats.method(rule.method))
+        rule.method: (rule, stats.method(rule.method), rule.starts_turn)
         for rule in policy.rules
         if rule.route is Route.SESSION
         and rule.simple
-        and not rule.starts_turn
         and rule.sent_as == rule.method
         and not changes_recipe(rule.method)
         and rule.method not in REPEATABLE
@@ -630,6 +631,11 @@ class Client:
             link.send(b"Content-Length: %d\r\n\r\n" % len(text))
             link.send(text)
 
+    @property
+    def prompts_freely(self) -> bool:
+        """Whether its prompts need nothing but to be noted."""
+        return self.allowance is None and not self._shares and not self.hub.durable
+
     def _may_work(self, binding: Binding, request: Request) -> bool:
         """Whether the quotas let a session begin to work; a working one may go on."""
         session = binding.session
@@ -820,8 +826,7 @@ class Client:
     def _request_lost(self, pending: Pending, again: dict[Binding, list[Request]]) -> None:
         request = pending.request
         if isinstance(request, bytes):
-            body = request.partition(framing.HEADER_END)[2]
-            request = Request(envelope.loads(body), pending.rule, len(body))
+            request = Request.from_frame(request, pending.rule)
         binding = pending.binding
         rule = pending.rule
         if request is None:

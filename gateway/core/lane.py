@@ -1,8 +1,8 @@
-"""The fast lane: what passes without being looked at any further.
+"""The fast lane: what passes as it came, and is at most noted on its way.
 
-:func:`pass_requests` takes a client's requests about open sessions, :func:`pass_answers` a
-replica's quiet events and the answers that nobody but the client waits for: nearly all traffic.
-Both stop at the first frame that is anything else, which ``client`` and ``link`` then deal with.
+:func:`pass_requests` takes a client's requests about open sessions, prompts included,
+:func:`pass_answers` a replica's events and good answers: nearly all traffic. Both stop at the first
+frame that is anything else, which ``client`` and ``link`` then deal with.
 
 Each has a twin in C (``_lane.c``), built where a compiler is at hand, that works on the very same
 objects. Whoever changes a form here changes both; the tests hold one against the other.
@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from gateway.core.pending import Pending
+from gateway.core.pending import Pending, PendingHook
 from gateway.wire.scan import scan
 from gateway.wire.stream import LOUD_EVENTS, Kind, look, skim
 
@@ -26,7 +26,7 @@ MAX_DIRECT_BYTES = 64 * 1024
 """Largest request that is tried: a larger one is most likely a prompt, and not worth two looks."""
 
 # A plain integer: comparing members of an enumeration costs as much as the rest of a frame.
-_RESPONSE = int(Kind.RESPONSE)
+_EVENT, _RESPONSE = int(Kind.EVENT), int(Kind.RESPONSE)
 
 
 def pass_requests_python(
@@ -60,11 +60,22 @@ def pass_requests_python(
         ):
             break
         link = binding.link
-        if link is None or link.closed or link.sink is None or not client.allows(end - body):
+        if link is None or link.closed or link.sink is None:
             break
+        rule, counters, prompts = direct
         frame = data if end - pos == size else data[pos:end]
-        rule, counters = direct
-        pending[request_id] = Pending(link, binding, frame, rule, counters, now())
+        started = now()
+        if prompts:
+            hook = binding.prompted(frame, rule, started)
+            if hook is None:
+                break
+            pending[request_id] = PendingHook(
+                link, binding, frame, rule, counters, started, hook, rewrites=False, notes=True
+            )
+        elif client.allows(end - body):
+            pending[request_id] = Pending(link, binding, frame, rule, counters, started)
+        else:
+            break
         tenant.requests += 1
         stats.frames_from_client += 1
         link.replica.stats.in_flight += 1
@@ -85,16 +96,28 @@ def pass_answers_python(
         found = look(data, pos, max_frame)
         if found is None or client is None:
             break
-        kind, request_id, outcome, _, _, end = found
-        if kind != _RESPONSE or outcome != "result":
+        kind, key, name, _, body, end = found
+        if kind == _EVENT:
+            binding = client.bindings.get(key)
+            if binding is not None:
+                binding.event(name, data[body:end])
+            events += 1
+            pos = end
+            continue
+        if kind != _RESPONSE or name != "result":
             break
-        pending = client.pending.get(request_id)
-        if pending is None or pending.hook is not None or pending.link is not link:
+        pending = client.pending.get(key)
+        if pending is None or pending.link is not link:
             break
-        del client.pending[request_id]
+        hook = pending.hook
+        if hook is not None and not pending.notes:
+            break
+        del client.pending[key]
         pending.stats.ok += 1
         pending.stats.duration.observe(now() - pending.started)
         link.replica.stats.in_flight -= 1
+        if hook is not None:
+            hook(True, data[body:end])
         answers += 1
         pos = end
     return pos, events, answers
@@ -111,9 +134,9 @@ limit; return where that starts.
 pass_answers = pass_answers_python
 """``pass_answers(data, pos, max_frame, link, now) -> (pos, events, answers)``.
 
-Pass over the replica's quiet events and over good answers to requests that went out on ``link``
-and have no hook. What was passed over is the caller's to forward; an answer's request is no longer
-in flight, and counted.
+Pass over the replica's events, of which the loud ones are told to their binding, and over good
+answers to requests that went out on ``link`` and have no hook or one that only takes note. What was
+passed over is the caller's to forward; an answer's request is no longer in flight, and counted.
 """
 
 try:
@@ -122,7 +145,7 @@ except ImportError:
     ACCELERATED = False
 else:
     _lane.set_loud(tuple(sorted(name.encode() for name in LOUD_EVENTS)))
-    _lane.set_pending(Pending)
+    _lane.set_pending(Pending, PendingHook)
     pass_requests = _lane.pass_requests
     pass_answers = _lane.pass_answers
     ACCELERATED = True

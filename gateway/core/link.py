@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 from gateway import errors
 from gateway.core import answers
 from gateway.core.lane import pass_answers
-from gateway.core.turn import TRACKED_EVENTS
 from gateway.errors import RpcError
 from gateway.wire import envelope, framing, stream
 from gateway.wire.methods import SERVER_METHODS
@@ -389,7 +388,7 @@ class Link:
         if kind == _EVENT:
             binding = client.bindings.get(key)
             if binding is not None:
-                binding.event(name, data[body:end] if name in TRACKED_EVENTS else b"")
+                binding.event(name, data[body:end])
             return _FORWARD
         if kind == _REQUEST:
             if client.closed and name not in _ASKS_A_PERSON:

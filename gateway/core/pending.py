@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gateway.core.link import Link
-    from gateway.core.session import Binding, Request
+    from gateway.core.request import Request
+    from gateway.core.session import Binding
     from gateway.core.stats import MethodStats
     from gateway.policy.rules import MethodRule
 
@@ -65,7 +66,7 @@ class PendingHook(Pending):
         self,
         link: Link | None,
         binding: Binding | None,
-        request: Request,
+        request: Request | bytes,
         rule: MethodRule,
         stats: MethodStats,
         started: float,

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from gateway.core.client import Client
     from gateway.core.hub import Hub
     from gateway.core.replica import Replica
-    from gateway.core.session import Request
+    from gateway.core.request import Request
 
 
 class Queries:

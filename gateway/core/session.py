@@ -12,12 +12,14 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from gateway import errors
 from gateway.core import answers, recipe, recovery
 from gateway.core.failover import Event
 from gateway.core.link import Link, LinkLostError
+from gateway.core.request import Request
 from gateway.core.turn import Prompt, Turn
 from gateway.errors import RpcError
 from gateway.policy.rules import MethodRule, Route
@@ -28,9 +30,7 @@ from gateway.wire import envelope, framing
 if TYPE_CHECKING:
     from gateway.core.client import Client
     from gateway.core.hub import Hub
-
-_GATED = frozenset({Route.CREATE, Route.RESUME, Route.FORK})
-
+    from gateway.core.pending import Hook
 
 Answer = tuple[bool | None, bytes]
 """Whether a request succeeded (None: it was never answered), and the answer's body."""
@@ -143,57 +143,6 @@ class Session:
     def quiet(self) -> bool:
         """Whether it can be moved now: no turn, no request under way, nothing waiting."""
         return not self.turn.busy and not any(binding.active for binding in self.bindings)
-
-
-class Request:
-    """A client's message on its way to a replica.
-
-    Attributes:
-        message: the parsed message; its parts may be replaced before it is sent.
-        rule: what the policy says about its method.
-        id: the request id, or None for a notification.
-        size: bytes it arrived in, for the limits of what may wait.
-        frame: the frame it arrived in, if that is canonical; dropped once it was sent.
-    """
-
-    __slots__ = ("_arrived", "frame", "id", "message", "rule", "size")
-
-    def __init__(self, message: dict[str, Any], rule: MethodRule, size: int) -> None:
-        self.message = message
-        self.rule = rule
-        self.id = message.get("id")
-        self.size = size
-        self.frame: bytes | None = None
-        self._arrived = message
-
-    @property
-    def method(self) -> str:
-        """The method's name."""
-        return self.rule.method
-
-    @property
-    def params(self) -> dict[str, Any]:
-        """The params; anything but an object counts as empty, as it does for the CLI."""
-        params = self.message.get("params")
-        return params if type(params) is dict else {}
-
-    def frame_of(self, message: dict[str, Any]) -> bytes | None:
-        """Return the frame that ``message`` arrived in, if it may be sent as it came.
-
-        Only once: one that is kept to be sent again need not be kept twice.
-        """
-        frame, self.frame = self.frame, None
-        return frame if message is self._arrived else None
-
-    @property
-    def gated(self) -> bool:
-        """Whether later messages wait until this one is answered or checked."""
-        return self.awaited or not self.rule.simple
-
-    @property
-    def awaited(self) -> bool:
-        """Whether a binding waits for the answer, and deals with there being none."""
-        return self.rule.route in _GATED
 
 
 class Binding:
@@ -335,7 +284,7 @@ class Binding:
 
     def _refuse_waiting(self, error: RpcError | SessionNotFoundError) -> None:
         """Answer the waiting messages up to the next one that could still make the session live."""
-        while self.waiting and self.waiting[0].rule.route not in _GATED:
+        while self.waiting and not self.waiting[0].awaited:
             self._refuse(self._take(), error)
 
     def _refuse(self, request: Request, error: RpcError | SessionNotFoundError) -> None:
@@ -705,6 +654,23 @@ class Binding:
     def tell(self, event: Event) -> None:
         """Send the client an event of the gateway's own."""
         self.client.write(recovery.event_frame(self.session_id, event))
+
+    def prompted(self, frame: bytes, rule: MethodRule, now: float) -> Hook | None:
+        """Note a prompt that passes as it came; return what its answer is for.
+
+        Args:
+            frame: the request.
+            rule: what the policy says about its method.
+            now: the time.
+
+        Returns:
+            The hook, or None if more is to be looked at: nothing has been noted then.
+        """
+        session = self.session
+        if session is None or now >= self._hub.placer.lease_until or not self.client.prompts_freely:
+            return None
+        prompt = session.turn.sent(self, partial(Request.from_frame, frame, rule))
+        return partial(self.prompt_answered, prompt)
 
     def prompt_answered(self, prompt: Prompt, ok: bool | None, text: bytes) -> None:
         """Note the answer to a prompt; without one it stays to be recovered."""

@@ -7,9 +7,13 @@ behind the wire, so a prompt it has acknowledged may still be lost with it.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from gateway.wire import envelope
+
+if TYPE_CHECKING:
+    from gateway.core.request import Request
 
 TRACKED_EVENTS = frozenset(
     {
@@ -41,7 +45,6 @@ class Prompt:
 
     Attributes:
         sender: whose it is: the object to answer to (a binding).
-        request: the message as it was sent, to be sent again if it never reached the journal.
         message_id: the id that its sender was told or that its event had, once known.
         resent_as: the CLI's own id for it after it was sent again, or None.
         answered: the sender has its answer.
@@ -49,16 +52,30 @@ class Prompt:
         missing: it was lost with the replica and is still to be sent again.
     """
 
-    __slots__ = ("answered", "message_id", "missing", "request", "resent_as", "seen", "sender")
+    __slots__ = ("_request", "answered", "message_id", "missing", "resent_as", "seen", "sender")
 
-    def __init__(self, sender: Any, request: Any) -> None:
+    def __init__(self, sender: Any, request: Request | Callable[[], Request]) -> None:
+        """Note a prompt.
+
+        Args:
+            sender: whose it is.
+            request: the message as it was sent, or what reads it once it is needed.
+        """
         self.sender = sender
-        self.request = request
+        self._request = request
         self.message_id: str | None = None
         self.resent_as: str | None = None
         self.answered = False
         self.seen = False
         self.missing = False
+
+    @property
+    def request(self) -> Request:
+        """The message as it was sent, to be sent again if it never reached the journal."""
+        request = self._request
+        if callable(request):
+            request = self._request = request()
+        return request
 
     @property
     def text(self) -> object:
@@ -112,7 +129,7 @@ class Turn:
         self.last_message: str | None = None
         self.message_ids: set[str] = set()
 
-    def sent(self, sender: Any, request: Any) -> Prompt:
+    def sent(self, sender: Any, request: Request | Callable[[], Request]) -> Prompt:
         """Note that a prompt goes to the replica."""
         self.busy = True
         prompt = Prompt(sender, request)
@@ -153,7 +170,7 @@ class Turn:
 
         Args:
             name: its type.
-            body: the notification, if the type is in :data:`TRACKED_EVENTS`.
+            body: the notification; not needed for types that are not in :data:`TRACKED_EVENTS`.
         """
         if name == "session.idle":
             self._idle()
@@ -196,10 +213,10 @@ class Turn:
 
     def _idle(self) -> None:
         """End the turn; a prompt sent after its last look at the queue begins the next one."""
-        self.prompts = [
-            one for one in self.prompts if one.missing or not (one.answered or one.seen)
-        ]
-        self.busy = bool(self.prompts)
+        prompts = self.prompts
+        if prompts:
+            prompts[:] = [one for one in prompts if one.missing or not (one.answered or one.seen)]
+        self.busy = bool(prompts)
         self.started = self.aborting = self.cut = False
         self.aliases.clear()
         self.asked.clear()

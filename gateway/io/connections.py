@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import cast
 
 from gateway.core.client import Client
 from gateway.core.hub import Hub
 from gateway.core.link import ANSWERS_ALONE, Link
 from gateway.core.ports import Entry, Sink
-from gateway.io.sockets import Keepalive, acknowledge, is_tcp, tune
+from gateway.io.sockets import Keepalive, acknowledge, is_tcp, options_of, tune
 
 SHORT_READ_BYTES = 16 * 1024
 """A replica's read below this may be all it may send until it is acknowledged."""
@@ -80,7 +81,7 @@ class ClientProtocol(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._client: Client | None = None
         self._reads = 0
-        self._sock: Any = None
+        self._sock: socket.socket | None = None
         self._stalled: asyncio.TimerHandle | None = None
         self._transport: asyncio.Transport | None = None
 
@@ -98,8 +99,8 @@ class ClientProtocol(asyncio.Protocol):
             return
         sock = transport.get_extra_info("socket")
         if is_tcp(sock):
-            tune(sock, self._flow.keepalive)
-            self._sock = sock
+            self._sock = options_of(sock)
+            tune(self._sock, self._flow.keepalive)
         transport.set_write_buffer_limits(self._flow.high_water, self._flow.low_water)
         peer, entry = admitted
         self._client = Client(self._hub, transport, peer, entry)
@@ -159,6 +160,9 @@ class ClientProtocol(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection has ended."""
+        if self._sock is not None:
+            self._sock.detach()
+            self._sock = None
         if self._stalled is not None:
             self._stalled.cancel()
         if self._client is not None:
@@ -177,14 +181,14 @@ class ReplicaProtocol(asyncio.Protocol):
         self._flow = flow
         self._stats = hub.stats
         self._reads = 0
-        self._sock: Any = None
+        self._sock: socket.socket | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Set the options."""
         sock = transport.get_extra_info("socket")
         if is_tcp(sock):
-            tune(sock, self._flow.keepalive)
-            self._sock = sock
+            self._sock = options_of(sock)
+            tune(self._sock, self._flow.keepalive)
         cast(asyncio.Transport, transport).set_write_buffer_limits(
             self._flow.high_water, self._flow.low_water
         )
@@ -224,6 +228,9 @@ class ReplicaProtocol(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection has ended."""
+        if self._sock is not None:
+            self._sock.detach()
+            self._sock = None
         self._link.lost(f"connection lost: {exc}" if exc else "the replica closed the connection")
 
 

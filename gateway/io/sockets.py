@@ -27,7 +27,19 @@ class Keepalive:
         return self.idle + self.interval * self.count
 
 
-def tune(sock: Any, keepalive: Keepalive) -> None:
+def options_of(sock: Any) -> socket.socket:
+    """Return a socket object for the options of a transport's connection.
+
+    ``uvloop`` makes a new one at each call of its own, with a system call. The descriptor stays the
+    transport's: call ``detach`` once the connection is lost.
+
+    Args:
+        sock: the transport's ``socket``.
+    """
+    return socket.socket(sock.family, sock.type, sock.proto, sock.fileno())
+
+
+def tune(sock: socket.socket, keepalive: Keepalive) -> None:
     """Set the options of a connection, accepted or dialed.
 
     NODELAY: frames are written whole, so there is nothing to coalesce. Keepalive finds peers that
@@ -41,7 +53,7 @@ def tune(sock: Any, keepalive: Keepalive) -> None:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, keepalive.total * 1000)
 
 
-def acknowledge(sock: Any) -> None:
+def acknowledge(sock: socket.socket) -> None:
     """Acknowledge what was read now, not up to 40 ms later.
 
     SDKs write header and body apart and CLIs leave Nagle's algorithm on: both hold back their next

@@ -15,9 +15,11 @@ from gateway.core import client as client_module
 from gateway.core import lane
 from gateway.core import link as link_module
 from gateway.core.hub import Limits
+from gateway.core.session import Session
 from gateway.core.stats import Stats
+from gateway.policy.quotas import Allowance
 from gateway.wire.framing import encode
-from tests.support.playbook import Stage, event
+from tests.support.playbook import Actor, Stage, event
 from tests.support.rpc import frame
 from tests.support.strategies import spoiled
 
@@ -27,6 +29,8 @@ FORMS = {
     "python": (lane.pass_requests_python, lane.pass_answers_python),
     "c": (lane.pass_requests, lane.pass_answers),
 }
+
+TOLD = "11111111-0000-4000-8000-000000000001"
 
 Script = list[tuple[str, bytes]]
 """What is fed, in order: ("client" or "replica", bytes)."""
@@ -44,6 +48,10 @@ def request(id: Any, method: str = "session.getMessages", session: Any = "s", **
 
 def result(id: Any) -> bytes:
     return frame({"jsonrpc": "2.0", "id": id, "result": {"events": []}})
+
+
+def accepted(id: Any) -> bytes:
+    return frame({"jsonrpc": "2.0", "id": id, "result": {"messageId": TOLD}})
 
 
 def failure(id: Any) -> bytes:
@@ -65,9 +73,14 @@ from_client = st.one_of(
 )
 from_replica = st.one_of(
     st.builds(result, ids),
+    st.builds(accepted, ids),
     st.builds(failure, ids),
-    st.sampled_from(["assistant.message_delta", "session.idle", "assistant.turn_start"]).map(
-        lambda name: frame(event("s", name))
+    st.builds(
+        lambda session, name: frame(event(session, name, messageId=TOLD, content="hi")),
+        st.sampled_from(["s", "t", "elsewhere"]),
+        st.sampled_from(
+            ["assistant.message_delta", "session.idle", "assistant.turn_start", "user.message"]
+        ),
     ),
     st.just(frame({"jsonrpc": "2.0", "id": 1, "method": "hooks.invoke", "params": {}})),
 )
@@ -100,6 +113,11 @@ def counters(stats: Stats) -> dict[str, Any]:
     return found
 
 
+def turn_of(session: Session) -> Any:
+    prompts = [(one.request.id, one.answered, one.message_id) for one in session.turn.prompts]
+    return session.turn.busy, session.turn.started, prompts
+
+
 async def played(form: str, script: Script, **limits: Any) -> dict[str, Any]:
     """Return what a script leaves behind with one form of the lane."""
     stage = Stage(Limits(**limits))
@@ -129,11 +147,16 @@ async def played(form: str, script: Script, **limits: Any) -> dict[str, Any]:
                 "closed": alice.core.closed,
                 "sent": link.sent,
                 "alone": link.answers_alone,
+                "turns": {one.id: turn_of(one) for one in stage.hub.sessions.values()},
                 **counters(stage.hub.stats),
             }
         finally:
             await stage.close()
     return left
+
+
+PROMPT = request(1, "session.send", prompt="hi")
+DELTA, IDLE = (frame(event("s", name)) for name in ("assistant.message_delta", "session.idle"))
 
 
 @ACCELERATED
@@ -144,6 +167,9 @@ async def played(form: str, script: Script, **limits: Any) -> dict[str, Any]:
 @example([("client", request(1) + request(2) + request(3))], 2)
 @example([("client", request(1)), ("replica", failure(1) + result(1))], 256)
 @example([("client", request(1) + request(2)), ("replica", result(2) + result(1))], 256)
+@example([("client", PROMPT), ("replica", accepted(1) + DELTA + IDLE + DELTA)], 256)
+@example([("client", PROMPT + PROMPT), ("replica", failure(1) + IDLE)], 256)
+@example([("client", PROMPT), ("replica", IDLE + accepted(1))], 256)
 def test_both_forms_leave_the_same_behind(script: Script, max_pending: int) -> None:
     one, other = (
         asyncio.run(played(form, script, max_pending=max_pending)) for form in ("python", "c")
@@ -176,7 +202,7 @@ async def test_what_merely_passes_is_passed_over_whole(form: str, stage: Stage) 
 
     quiet = frame(event("s", "assistant.message_delta"))
     heard = quiet + result(3) + result(1) + quiet + quiet
-    other = frame(event("s", "session.idle"))
+    other = frame({"jsonrpc": "2.0", "id": 1, "method": "hooks.invoke", "params": {}})
     data = heard + other + result("b")
     assert answers(data, 0, 1 << 20, link, hub.now) == (len(heard), 3, 2)
     assert list(client.pending) == ["b"]
@@ -224,6 +250,61 @@ async def test_quotas_are_asked_before_anything_passes(form: str, stage: Stage) 
     assert requests(data, 0, 1 << 20, client, hub.stats, hub.now, 256) == len(request(1))
     assert len(asked) == 2
     assert list(client.pending) == [1]
+
+
+@pytest.mark.parametrize("form", ["python", pytest.param("c", marks=ACCELERATED)])
+async def test_a_turn_passes_and_is_noted(form: str, stage: Stage) -> None:
+    requests, answers = FORMS[form]
+    alice = await stage.client("alice")
+    await alice.creates("s")
+    await stage.settle()
+    client, hub = alice.core, stage.hub
+    [link] = client.links.values()
+    turn = hub.sessions["s"].turn
+    assert requests(PROMPT, 0, 1 << 20, client, hub.stats, hub.now, 256) == len(PROMPT)
+    [prompt] = turn.prompts
+    assert turn.busy
+    assert (prompt.text, prompt.repeatable, prompt.answered) == ("hi", True, False)
+    burst = accepted(1) + DELTA + frame(event("s", "user.message", messageId=TOLD, content="hi"))
+    assert answers(burst, 0, 1 << 20, link, hub.now) == (len(burst), 2, 1)
+    assert (prompt.message_id, prompt.answered, prompt.seen) == (TOLD, True, True)
+    assert turn.started
+    assert answers(DELTA + IDLE, 0, 1 << 20, link, hub.now) == (len(DELTA + IDLE), 2, 0)
+    assert not turn.busy
+    assert not turn.prompts
+
+
+def _shares(stage: Stage, actor: Actor) -> None:
+    actor.core._shares = True
+
+
+def _is_limited(stage: Stage, actor: Actor) -> None:
+    actor.core.allowance = Allowance(())
+
+
+def _is_durable(stage: Stage, actor: Actor) -> None:
+    stage.hub.durable = True
+
+
+def _has_no_lease(stage: Stage, actor: Actor) -> None:
+    stage.hub.placer.lease_until = stage.now()
+
+
+@pytest.mark.parametrize("condition", [_shares, _is_limited, _is_durable, _has_no_lease])
+@pytest.mark.parametrize("form", ["python", pytest.param("c", marks=ACCELERATED)])
+async def test_a_prompt_that_needs_more_does_not_pass(
+    form: str, stage: Stage, condition: Callable[[Stage, Actor], None]
+) -> None:
+    """Quotas count turns, shared sessions are audited, a durable prompt is saved first."""
+    requests, _ = FORMS[form]
+    alice = await stage.client("alice")
+    await alice.creates("s")
+    await stage.settle()
+    condition(stage, alice)
+    hub = stage.hub
+    assert requests(PROMPT, 0, 1 << 20, alice.core, hub.stats, hub.now, 256) == 0
+    assert not alice.core.pending
+    assert not hub.sessions["s"].turn.prompts
 
 
 @ACCELERATED
