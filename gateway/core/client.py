@@ -79,17 +79,24 @@ whether it is a prompt."""
 
 
 @functools.lru_cache(maxsize=64)
-def _direct(policy: PolicyView, shaped: frozenset[str], stats: Stats) -> Direct:
+def _direct(policy: PolicyView, shaped: frozenset[str], stats: Stats, *, prompts: bool) -> Direct:
     """Return the methods that pass directly, shared by all clients with the same policy.
 
     All others do something beside passing: they are part of a turn, change what makes the session
     live again, name other sessions too, or have parameters that a rule may rewrite.
+
+    Args:
+        policy: the client's policy.
+        shaped: methods whose parameters a rule may rewrite.
+        stats: counters of the worker.
+        prompts: prompts need nothing but to be noted.
     """
     return {
         rule.method: (rule, stats.method(rule.method), rule.starts_turn)
         for rule in policy.rules
         if rule.route is Route.SESSION
         and rule.simple
+        and (prompts or not rule.starts_turn)
         and rule.sent_as == rule.method
         and not changes_recipe(rule.method)
         and rule.method not in REPEATABLE
@@ -383,7 +390,9 @@ class Client:
 
     def follow(self, policy: PolicyView) -> None:
         self._policy = policy
-        self.direct = _direct(policy, self._shaped, self.hub.stats)
+        # Quotas count turns, shared sessions are audited, a durable prompt is saved first.
+        prompts = self.allowance is None and not self._shares and not self.hub.durable
+        self.direct = _direct(policy, self._shaped, self.hub.stats, prompts=prompts)
 
     def refuses_duplicate(self, request: Request) -> bool:
         """Refuse a request whose id is in flight, which would get the other's answer."""
@@ -630,11 +639,6 @@ class Client:
         else:
             link.send(b"Content-Length: %d\r\n\r\n" % len(text))
             link.send(text)
-
-    @property
-    def prompts_freely(self) -> bool:
-        """Whether its prompts need nothing but to be noted."""
-        return self.allowance is None and not self._shares and not self.hub.durable
 
     def _may_work(self, binding: Binding, request: Request) -> bool:
         """Whether the quotas let a session begin to work; a working one may go on."""
@@ -1001,14 +1005,14 @@ class Client:
             self.cut("revoked", error.message)
             return
         self._shaped = self._params.methods
-        if self._policy is not None:
-            self.follow(self.hub.policy.view(identity))
         self._shares = self.hub.quotas.rule(identity.tenant).shared_sessions
         if self.allowance is not None:
             self.allowance.disconnect()
         self.allowance = self.hub.quotas.allowance(owner)
         if self.allowance is not None:
             self.allowance.join()
+        if self._policy is not None:
+            self.follow(self.hub.policy.view(identity))
         self._buffer.max_frame = self._max_frame()
 
     # Flow

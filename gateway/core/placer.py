@@ -130,10 +130,13 @@ class Placer:
     # Finding out about storage
 
     def stored(self, session: Session) -> None:
-        """Use a session that has just had a turn to find out whether storage is shared."""
+        """Use a session that has just had a turn to find out whether storage is shared.
+
+        To be called if :attr:`examines_storage`.
+        """
         hub = self._hub
         now = hub.now()
-        if self.examines_storage and now >= self._examine_at and len(hub.replicas) > 1:
+        if now >= self._examine_at and len(hub.replicas) > 1:
             self._examine_at = now + _EXAMINE_EVERY
             hub.tasks.call_later(_JOURNAL_DELAY, self._examine, session)
 

@@ -644,9 +644,11 @@ class Binding:
             if name == "session.idle":
                 self.cut = False
                 session.stored = True
-                if self._hub.placer.evacuating:
-                    self._hub.tasks.call_later(0, self._hub.placer.idle, session)
-                self._hub.placer.stored(session)
+                placer = self._hub.placer
+                if placer.evacuating:
+                    self._hub.tasks.call_later(0, placer.idle, session)
+                if placer.examines_storage:
+                    placer.stored(session)
             if self.client.closed and name in ("session.idle", "session.resume"):
                 # The turn is over, or somebody has come back for it.
                 self._hub.tasks.call_later(0, self.let_go)
@@ -667,10 +669,9 @@ class Binding:
             The hook, or None if more is to be looked at: nothing has been noted then.
         """
         session = self.session
-        if session is None or now >= self._hub.placer.lease_until or not self.client.prompts_freely:
+        if session is None or now >= self._hub.placer.lease_until:
             return None
-        prompt = session.turn.sent(self, partial(Request.from_frame, frame, rule))
-        return partial(self.prompt_answered, prompt)
+        return partial(self.prompt_answered, session.turn.sent(self, (frame, rule)))
 
     def prompt_answered(self, prompt: Prompt, ok: bool | None, text: bytes) -> None:
         """Note the answer to a prompt; without one it stays to be recovered."""

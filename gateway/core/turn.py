@@ -7,13 +7,11 @@ behind the wire, so a prompt it has acknowledged may still be lost with it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from gateway.core.request import Request
+from gateway.policy.rules import MethodRule
 from gateway.wire import envelope
-
-if TYPE_CHECKING:
-    from gateway.core.request import Request
 
 TRACKED_EVENTS = frozenset(
     {
@@ -40,6 +38,10 @@ REPEATABLE = _ANSWERS | {"session.abort"}
 """Calls about a turn that may be made again once it is carried on: the second changes nothing."""
 
 
+Unread = tuple[bytes, MethodRule]
+"""A request that passed unread, as its frame, and what the policy says about its method."""
+
+
 class Prompt:
     """A prompt on its way through a turn.
 
@@ -54,12 +56,12 @@ class Prompt:
 
     __slots__ = ("_request", "answered", "message_id", "missing", "resent_as", "seen", "sender")
 
-    def __init__(self, sender: Any, request: Request | Callable[[], Request]) -> None:
+    def __init__(self, sender: Any, request: Request | Unread) -> None:
         """Note a prompt.
 
         Args:
             sender: whose it is.
-            request: the message as it was sent, or what reads it once it is needed.
+            request: the message as it was sent.
         """
         self.sender = sender
         self._request = request
@@ -73,8 +75,8 @@ class Prompt:
     def request(self) -> Request:
         """The message as it was sent, to be sent again if it never reached the journal."""
         request = self._request
-        if callable(request):
-            request = self._request = request()
+        if isinstance(request, tuple):
+            request = self._request = Request.from_frame(*request)
         return request
 
     @property
@@ -129,7 +131,7 @@ class Turn:
         self.last_message: str | None = None
         self.message_ids: set[str] = set()
 
-    def sent(self, sender: Any, request: Request | Callable[[], Request]) -> Prompt:
+    def sent(self, sender: Any, request: Request | Unread) -> Prompt:
         """Note that a prompt goes to the replica."""
         self.busy = True
         prompt = Prompt(sender, request)

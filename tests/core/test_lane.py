@@ -301,6 +301,7 @@ async def test_a_prompt_that_needs_more_does_not_pass(
     await alice.creates("s")
     await stage.settle()
     condition(stage, alice)
+    alice.core.follow(stage.hub.policy.view(alice.core.identity))  # type: ignore[arg-type]
     hub = stage.hub
     assert requests(PROMPT, 0, 1 << 20, alice.core, hub.stats, hub.now, 256) == 0
     assert not alice.core.pending
