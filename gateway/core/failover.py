@@ -153,29 +153,45 @@ def pending_events(
         Events (type and data) for requests that clients never saw, and (method, params) of answers
         that the client gave and that were lost.
     """
-    events: list[Event] = []
-    lost: list[tuple[str, dict[str, Any]]] = []
-    for item in _items(permissions):
-        request_id = item.get("requestId")
-        if request_id in turn.answers:
-            lost.append(turn.answers[request_id])
-        elif request_id not in turn.asked:
-            data = {
-                "requestId": request_id,
+    events = [
+        event
+        for event in open_requests(session_id, permissions, tools, turn)
+        if event["data"].get("requestId") not in turn.asked
+    ]
+    lost = [
+        turn.answers[item["requestId"]]
+        for item in (*_items(permissions), *_items(tools))
+        if item.get("requestId") in turn.answers
+    ]
+    return events, lost
+
+
+def open_requests(session_id: str, permissions: Any, tools: Any, turn: Turn) -> list[Event]:
+    """Return the events (type and data) that announce the requests which nobody has answered.
+
+    Args:
+        session_id: the session.
+        permissions: result of ``session.permissions.pendingRequests``.
+        tools: result of ``session.tools.listPendingRequests``.
+        turn: what clients answered.
+    """
+    events: list[Event] = [
+        {
+            "type": "permission.requested",
+            "data": {
+                "requestId": item.get("requestId"),
                 "permissionRequest": item.get("request"),
                 "promptRequest": item.get("request"),
                 "ownerSessionId": session_id,
-            }
-            events.append({"type": "permission.requested", "data": data})
-    for item in _items(tools):
-        request_id = item.get("requestId")
-        if request_id in turn.answers:
-            lost.append(turn.answers[request_id])
-        elif request_id not in turn.asked:
-            events.append(
-                {"type": "external_tool.requested", "data": {**item, "sessionId": session_id}}
-            )
-    return events, lost
+            },
+        }
+        for item in _items(permissions)
+    ]
+    events += [
+        {"type": "external_tool.requested", "data": {**item, "sessionId": session_id}}
+        for item in _items(tools)
+    ]
+    return [event for event in events if event["data"].get("requestId") not in turn.answers]
 
 
 def _items(result: Any) -> list[dict[str, Any]]:

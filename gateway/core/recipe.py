@@ -70,3 +70,12 @@ def resume_params(recipe: Recipe, session_id: str, *, continue_pending_work: boo
 def create_params(recipe: Recipe, session_id: str) -> Recipe:
     """Return the params that make a session anew which never had a message."""
     return {**recipe, "sessionId": session_id}
+
+
+def tool_names(recipe: Recipe) -> frozenset[str]:
+    """Return the names of the tools that the client brings."""
+    tools = recipe.get("tools")
+    if type(tools) is not list:
+        return frozenset()
+    names = (tool.get("name") for tool in tools if type(tool) is dict)
+    return frozenset(name for name in names if type(name) is str)

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from gateway import errors
-from gateway.core import answers, failover
+from gateway.core import answers, failover, recipe
 from gateway.core.failover import Event
 from gateway.core.link import Link, LinkLostError
 from gateway.core.turn import Prompt
@@ -276,6 +276,27 @@ async def revive_turn(hub: Hub, binding: Binding, session: Session, link: Link) 
                     extra={"session": session.id, "replica": link.replica.name},
                 )
     see_through(hub, session)
+
+
+async def show_pending(hub: Hub, binding: Binding, session: Session, link: Link) -> None:
+    """Tell a client that joins a running turn what is open; some of it may wait for this client.
+
+    Its own earlier connection was told, and has gone while others stayed. Tools are told of to the
+    one connection that has registered them, so that none runs twice.
+
+    Raises:
+        LinkLostError: the replica died.
+        TimeoutError: it does not answer.
+        RpcError: it lacks the means.
+    """
+    named, patience = {"sessionId": session.id}, hub.limits.ask_timeout
+    permissions = await link.request("session.permissions.pendingRequests", named, patience)
+    tools = await link.request("session.tools.listPendingRequests", named, patience)
+    own = recipe.tool_names(binding.recipe) if binding.recipe is not None else frozenset()
+    for event in failover.open_requests(session.id, permissions, tools, session.turn):
+        name = event["data"].get("toolName")
+        if event["type"] == "permission.requested" or name in own:
+            binding.tell(_event(event["type"], event["data"]))
 
 
 async def _restore_pending(binding: Binding, session: Session, link: Link, patience: float) -> None:

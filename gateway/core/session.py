@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -394,6 +394,7 @@ class Binding:
         session = hub.session(placement)
         self._join(session)
         await hub.placer.occupy(session)
+        joins = session.live
         returns = await self._take_over(session)
         cut = returns or (hub.recovers_turns and not session.live and await self._cut(session))
         if cut and "continuePendingWork" not in request.params:
@@ -403,7 +404,9 @@ class Binding:
         if answer is not None:
             session.stored = True
             if cut:
-                await self._revive(session)
+                await self._revive(session, recovery.revive_turn)
+            elif joins and session.turn.busy:
+                await self._revive(session, recovery.show_pending)
         self._hub.audit.record(
             "session.resume",
             **self.client.who(),
@@ -525,13 +528,15 @@ class Binding:
             return True
         return self._hub.wall_clock() - moment < self._hub.limits.linger
 
-    async def _revive(self, session: Session) -> None:
-        """Carry on a turn that an earlier client of the session, perhaps this one, left behind."""
+    async def _revive(
+        self, session: Session, how: Callable[[Hub, Binding, Session, Link], Awaitable[None]]
+    ) -> None:
+        """See to a turn that an earlier client of the session, perhaps this one, left behind."""
         link = self.link
         if link is None or self.session is not session:
             return
         try:
-            await recovery.revive_turn(self._hub, self, session, link)
+            await how(self._hub, self, session, link)
         except (RpcError, LinkLostError, TimeoutError) as error:
             self._hub.log.info(
                 "cut turn not taken up", extra={"session": session.id, "reason": str(error)}

@@ -38,6 +38,12 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     add("--replicas", type=int, default=3, help="number of real CLIs")
     add("--gateways", type=int, default=2, help="number of gateways, or of balancers")
     add("--storage", choices=("shared", "local"), default="shared", help="disks of the replicas")
+    add(
+        "--durable",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="a gateway acknowledges a prompt when it is in the journal",
+    )
     add("--seed", type=int, default=1, help="of the faults and of what the clients say")
     add(
         "--faults",
@@ -70,6 +76,7 @@ def main(argv: list[str] | None = None) -> int:
             replicas=given.replicas,
             gateways=given.gateways,
             storage=given.storage,
+            durable=given.durable,
             seed=given.seed,
             kinds=tuple(Kind(kind) for kind in given.faults),
             keep=keep,

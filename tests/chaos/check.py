@@ -28,7 +28,7 @@ class Fate(enum.StrEnum):
     REFUSED = "refused"
     """The send was answered with an error: likewise."""
     ACKNOWLEDGED = "acknowledged"
-    """The send was answered, or the prompt was echoed as an event: exactly once is right."""
+    """The send was answered: exactly once is right."""
 
 
 @dataclass(slots=True)

@@ -371,8 +371,12 @@ class Conversation:
                 await self._say(last, speaker.ask(session.send(text)))
             if not pair or last.fate is Fate.ACKNOWLEDGED:
                 last, text = self._compose(tool=speaker is self._main and rng.random() < 0.3)
-                waiting = session.send_and_wait(text, timeout=TURN_BOUND)
-                answer = await self._say(last, speaker.ask(waiting))
+                if rng.random() < 0.5:
+                    # Of these it is known when they were acknowledged, whatever becomes of the turn.
+                    await self._say(last, speaker.ask(session.send(text)))
+                else:
+                    waiting = session.send_and_wait(text, timeout=TURN_BOUND)
+                    answer = await self._say(last, speaker.ask(waiting))
             last.answered = answer is not None and _answers(answer, last, record)
             if not last.answered:
                 await self._settle(speaker, last)
@@ -443,15 +447,13 @@ class Conversation:
             record.events.append(clock())
             if isinstance(event.data, SessionIdleData):
                 record.idles.append(clock())
-            if not isinstance(event.data, UserMessageData | AssistantMessageData):
+            if not isinstance(event.data, AssistantMessageData):
                 return
             tag = tag_of(event.data.content)
             if tag is None or tag[0] != record.session or tag[1] > len(record.prompts):
                 return
             prompt = record.prompts[tag[1] - 1]
-            if isinstance(event.data, UserMessageData):
-                prompt.fate = Fate.ACKNOWLEDGED
-            else:
+            if isinstance(event.data, AssistantMessageData):
                 prompt.answered = True
 
         return handle

@@ -188,6 +188,7 @@ class Gateway(Server):
         token: str,
         replica_token: str,
         storage: str,
+        durable: bool,
         registry: str | None,
     ) -> None:
         port, admin = free_port(), free_port()
@@ -204,6 +205,7 @@ class Gateway(Server):
             "COPILOT_GATEWAY_TOKEN": token,
             "COPILOT_GATEWAY_REPLICA_TOKEN": replica_token,
             "COPILOT_GATEWAY_SERVER_STATE_DIR": str(folder / name),
+            "COPILOT_GATEWAY_SESSIONS_DURABLE": str(durable).lower(),
             # A replica that hangs is found in about two seconds, as HAProxy finds it here.
             "COPILOT_GATEWAY_HEALTH_PROBE_INTERVAL": "1s",
             "COPILOT_GATEWAY_HEALTH_PROBE_TIMEOUT": "1s",
@@ -265,9 +267,17 @@ class Fleet:
     """
 
     def __init__(
-        self, target: str, folder: Path, *, replicas: int, fronts: int, storage: str
+        self,
+        target: str,
+        folder: Path,
+        *,
+        replicas: int,
+        fronts: int,
+        storage: str,
+        durable: bool,
     ) -> None:
         self.target = target
+        self._durable = durable
         self.storage = storage
         self.folder = folder
         self.token = secrets.token_hex(16)
@@ -328,6 +338,7 @@ class Fleet:
                     token=self.token,
                     replica_token=self._replica_token,
                     storage=self.storage,
+                    durable=self._durable,
                     registry=self.redis.url if self.redis is not None else None,
                 )
             )

@@ -73,6 +73,7 @@ class Options:
         replicas: number of CLIs.
         gateways: number of gateways or balancers.
         storage: ``shared`` or ``local``.
+        durable: gateways acknowledge a prompt when it is in the journal.
         seed: of the plan of faults, and of what the clients say.
         kinds: faults that may strike.
         keep: folder for homes and logs, or None for one that is removed.
@@ -84,6 +85,7 @@ class Options:
     replicas: int = 3
     gateways: int = 2
     storage: str = "shared"
+    durable: bool = True
     seed: int = 1
     kinds: tuple[Kind, ...] = tuple(Kind)
     keep: Path | None = None
@@ -109,6 +111,7 @@ async def run(options: Options) -> Result:
                 replicas=options.replicas,
                 fronts=options.gateways,
                 storage=options.storage,
+                durable=options.durable,
             )
         )
         return await _Run(options, fleet).run()

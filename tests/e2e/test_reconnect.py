@@ -35,11 +35,19 @@ async def gateways(fleet: Fleet, *, two: bool) -> tuple[LocalGateway, LocalGatew
     return first, (await fleet.local(registry=registry, **FREE)) if two else first
 
 
-async def leaves(fleet: Fleet, gateway: Gateway, prompt: str, until: str) -> None:
-    """Have a client begin a turn and drop its connection at a point of it."""
+async def leaves(
+    fleet: Fleet, gateway: Gateway, prompt: str, until: str, *, stays: Gateway | None = None
+) -> None:
+    """Have a client begin a turn and drop its connection at a point of it.
+
+    Another client stays attached through ``stays``.
+    """
     client = await fleet.client(gateway)
     await client.request("session.create", params(fleet))
     await run_turn(client, "s", "one")
+    if stays is not None:
+        guest = await fleet.client(stays)
+        await guest.request("session.resume", fleet.params("s"), 60)
     await send(client, "s", prompt)
     event = await client.wait_event("s", "permission.requested" if prompt == CALL else until)
     if until == "external_tool.requested":
@@ -95,6 +103,23 @@ async def test_to_what_is_pending(make_fleet: MakeFleet, kind: str, two: bool, p
     client = await comes_back(fleet, second)
     await finish_call(client, permission=point == "permission.requested")
     await ended_well(client, "echo: go [user messages: 2] [mine returned: done]", CALL)
+
+
+@pytest.mark.parametrize("point", ["permission.requested", "external_tool.requested"])
+@pytest.mark.parametrize("two", TWO)
+@pytest.mark.parametrize("kind", KINDS)
+async def test_to_what_is_pending_where_another_client_stayed(
+    make_fleet: MakeFleet, kind: str, two: bool, point: str
+) -> None:
+    """The session stayed live for the other one, who cannot answer what only this one can."""
+    fleet = await make_fleet(kind, 2, shared=True)
+    first, second = await gateways(fleet, two=two)
+    await leaves(fleet, first, CALL, point, stays=second)
+    client = await comes_back(fleet, first)
+    await finish_call(client, permission=point == "permission.requested")
+    await ended_well(client, "echo: go [user messages: 2] [mine returned: done]", CALL)
+    calls = [one for one in client.events("s") if one["type"] == "external_tool.requested"]
+    assert len(calls) == 1, "told once, so that the tool runs once"
 
 
 async def test_after_the_turn_has_ended_without_it(make_fleet: MakeFleet) -> None:
