@@ -49,7 +49,7 @@ def plan(turn: Turn, history: Sequence[Event], *, processing: bool) -> Plan:
     recorded: list[tuple[Prompt, Event]] = []
     missing: list[Prompt] = []
     taken = {one for prompt in turn.prompts for one in (prompt.resent_as, prompt.message_id)}
-    taken |= turn.message_ids
+    unseen = _behind(messages, turn.last_prompt)
     for prompt in turn.prompts:
         # A link shows the journal with the ids that clients were told, once it knows them.
         known = (prompt.resent_as, prompt.message_id)
@@ -58,7 +58,7 @@ def plan(turn: Turn, history: Sequence[Event], *, processing: bool) -> Plan:
             found = next(
                 (
                     message_id
-                    for message_id, event in messages.items()
+                    for message_id, event in unseen.items()
                     if message_id not in taken and _data(event).get("content") == prompt.text
                 ),
                 None,
@@ -102,6 +102,14 @@ def user_messages(history: Sequence[Event]) -> dict[str, Event]:
         if event.get("type") == "user.message"
         and type((data := _data(event)).get("messageId")) is str
     }
+
+
+def _behind(messages: dict[str, Event], last: str | None) -> dict[str, Event]:
+    """Return the user messages behind the last one that was seen; all, if that is not there."""
+    if last not in messages:
+        return messages
+    ids = list(messages)
+    return {one: messages[one] for one in ids[ids.index(last) + 1 :]}
 
 
 def _since_last_prompt(history: Sequence[Event]) -> Sequence[Event] | None:

@@ -103,7 +103,7 @@ class Turn:
         answers: what clients answered to them: request id -> (method, params).
         last_message: id of the last ``assistant.message`` event that was seen, or None.
         aliases: ids of prompts that were sent again -> those that their senders were told.
-        message_ids: ids of the user messages seen in earlier turns of this attachment.
+        last_prompt: id of the last user message that was seen, or None.
     """
 
     __slots__ = (
@@ -114,7 +114,7 @@ class Turn:
         "busy",
         "cut",
         "last_message",
-        "message_ids",
+        "last_prompt",
         "prompts",
         "started",
     )
@@ -129,7 +129,7 @@ class Turn:
         self.asked: set[str] = set()
         self.answers: dict[str, tuple[str, dict[str, Any]]] = {}
         self.last_message: str | None = None
-        self.message_ids: set[str] = set()
+        self.last_prompt: str | None = None
 
     def sent(self, sender: Any, request: Request | Unread) -> Prompt:
         """Note that a prompt goes to the replica."""
@@ -202,7 +202,7 @@ class Turn:
     def _user_message(self, message_id: Any, content: Any) -> None:
         if type(message_id) is not str:
             return
-        self.message_ids.add(message_id)
+        self.last_prompt = message_id
         for prompt in self.prompts:
             if prompt.message_id == message_id:
                 prompt.seen = True

@@ -372,7 +372,7 @@ class Conversation:
             if not pair or last.fate is Fate.ACKNOWLEDGED:
                 last, text = self._compose(tool=speaker is self._main and rng.random() < 0.3)
                 if rng.random() < 0.5:
-                    # Of these it is known when they were acknowledged, whatever becomes of the turn.
+                    # Of these it is known whether they were acknowledged, whatever comes then.
                     await self._say(last, speaker.ask(session.send(text)))
                 else:
                     waiting = session.send_and_wait(text, timeout=TURN_BOUND)

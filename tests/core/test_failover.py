@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gateway.core.failover import Event, Plan, is_cut, pending_events, plan
+from gateway.core.failover import Event, Plan, is_cut, open_requests, pending_events, plan
 from gateway.core.turn import Prompt, Turn
 
 
@@ -33,7 +33,7 @@ EARLIER = [START, user("m0", "earlier"), TURN_START, model("a0"), TURN_END]
 def turn_with(*prompts: tuple[str | None, str], seen: bool = False) -> Turn:
     """Return a turn with prompts (id if known, text), each answered if its id is known."""
     turn = Turn()
-    turn.message_ids = {"m0"}
+    turn.last_prompt = "m0"
     for message_id, text in prompts:
         params = {"sessionId": "s", "prompt": text}
         prompt = turn.sent("sender", SimpleNamespace(method="session.send", params=params))
@@ -269,3 +269,26 @@ def test_answers_that_were_lost_are_given_again() -> None:
 @pytest.mark.parametrize("result", [None, [], {}, {"items": None}, {"items": [7]}])
 def test_strange_results_hold_nothing(result: Any) -> None:
     assert pending_events("s", result, result, Turn()) == ([], [])
+
+
+def test_what_was_said_before_is_not_taken_for_an_unheard_prompt() -> None:
+    """People say the same thing twice."""
+    turn = turn_with((None, "go on"))
+    turn.last_prompt = "m5"
+    history = [START, user("m4", "go on"), model("a4"), user("m5", "go on"), model("a5")]
+    assert texts(plan(turn, history, processing=False).missing) == ["go on"]
+    recorded = plan(turn, [*history, user("m6", "go on")], processing=False).recorded
+    assert [event["data"]["messageId"] for _, event in recorded] == ["m6"]
+
+
+def test_open_requests_are_those_that_nobody_has_answered() -> None:
+    turn = Turn()
+    turn.asked |= {"p", "t"}
+    turn.answers["t"] = ("session.tools.handlePendingToolCall", {})
+    permissions = {"items": [{"requestId": "p", "request": {"kind": "read"}}]}
+    tools = {"items": [{"requestId": "t", "toolName": "mine"}, {"requestId": "u"}]}
+    found = open_requests("s", permissions, tools, turn)
+    assert [(one["type"], one["data"]["requestId"]) for one in found] == [
+        ("permission.requested", "p"),
+        ("external_tool.requested", "u"),
+    ]

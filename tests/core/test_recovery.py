@@ -714,6 +714,44 @@ async def test_pending_requests_are_announced_to_it(stage: Stage) -> None:
     assert stage.hub.sessions["s"].turn.busy
 
 
+async def test_one_that_joins_a_running_turn_is_told_what_waits_for_it(stage: Stage) -> None:
+    """Its connection of before is gone; another client has kept the session live."""
+    alice = await stage.client("alice")
+    await with_history(stage, alice, tools=TOOLS)
+    other = await stage.client("alice")
+    await other.resumes("s")
+    await stage.settle()
+    line = await sends(stage, alice, TOLD)
+    line.emits("s", "permission.requested", requestId="p")
+    alice.leaves()
+    stage.cli.knows |= {
+        "session.permissions.pendingRequests": lambda _: {"items": [{"requestId": "p"}]},
+        "session.tools.listPendingRequests": lambda _: {
+            "items": [
+                {"requestId": "t", "toolName": "mine"},
+                {"requestId": "u", "toolName": "somebody's"},
+            ]
+        },
+    }
+    again = await stage.client("alice")
+    await again.resumes("s", tools=TOOLS)
+    await again.hears_event("permission.requested")
+    call = await again.hears_event("external_tool.requested")
+    assert call["event"]["data"]["toolName"] == "mine"
+    await stage.settle()
+    assert events_of(again) == []
+    assert stage.cli.unanswered == []
+
+
+async def test_one_that_joins_an_idle_session_asks_nothing(stage: Stage) -> None:
+    alice = await stage.client("alice")
+    await with_history(stage, alice)
+    other = await stage.client("alice")
+    await other.resumes("s")
+    await stage.settle()
+    assert stage.cli.unanswered == []
+
+
 async def test_somebody_else_does_not_get_the_session(stage: Stage) -> None:
     await leaves_in_a_turn(stage)
     mallory = await stage.client("mallory")

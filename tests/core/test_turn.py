@@ -176,7 +176,7 @@ def test_ids_of_all_user_messages_are_remembered() -> None:
     turn = Turn()
     hears(turn, "user.message", messageId="m1", content="hi")
     hears(turn, "session.idle")
-    assert turn.message_ids == {"m1"}
+    assert turn.last_prompt == "m1"
 
 
 def test_the_last_word_of_the_model_is_remembered_by_its_event() -> None:
@@ -196,7 +196,7 @@ def test_damaged_events_teach_nothing_and_hurt_nobody(body: bytes) -> None:
     turn = Turn()
     prompt = sent(turn)
     turn.event("user.message", body)
-    assert (prompt.seen, prompt.message_id, turn.message_ids) == (False, None, set())
+    assert (prompt.seen, prompt.message_id, turn.last_prompt) == (False, None, None)
 
 
 # What was asked and answered
