@@ -34,6 +34,9 @@ _ATTEMPTS = 8
 _RELEASE_DELAY = 0.05
 """Seconds for which releases are gathered; a session that comes back meanwhile stays held."""
 
+_RELEASE_AGAIN = 1.0
+"""Seconds between two attempts while the registry is away."""
+
 _DRAIN_PAUSE = 0.1
 """Seconds between two looks at the sessions of a draining replica."""
 
@@ -306,8 +309,10 @@ class Placer:
         try:
             await self._hub.registry.release(session_ids, self.gateway_id)
         except RegistryUnavailableError:
-            # The holds end with this worker's lease, or are told apart when it republishes.
-            self._hub.log.info("sessions not released: the registry is not available")
+            # A hold that stayed would keep other gateways from moving the session.
+            if not self._releasing:
+                self._hub.tasks.call_later(_RELEASE_AGAIN, self._release_now)
+            self._releasing.update(session_ids)
         finally:
             for one in session_ids:
                 if self._letting_go.get(one) is done:
@@ -470,6 +475,13 @@ class Placer:
     def held(self) -> list[Placement]:
         """The records of the sessions that are live here."""
         return [one.placement for one in self._hub.sessions.values() if one.live]
+
+    def republished(self, held: Iterable[Placement]) -> None:
+        """Let go of what was told a registry as held, and has been left meanwhile."""
+        for placement in held:
+            session = self._hub.sessions.get(placement.session_id)
+            if session is None or not session.live:
+                self.release_later(placement.session_id)
 
     # Draining
 

@@ -88,10 +88,13 @@ class Lease:
 
     async def _republish(self, gateway_id: str) -> None:
         """Tell a registry that lost something what this worker holds; give up what it lost."""
-        held = [placement for hub in self._hubs() for placement in hub.placer.held]
+        by_hub = [(hub, hub.placer.held) for hub in self._hubs()]
+        held = [placement for _, held in by_hub for placement in held]
         stands = await self._hub.registry.republish(gateway_id, held)
         for placement in stands.values():
             self._changed(PlacementChanged(placement.session_id, placement))
+        for hub, told in by_hub:
+            hub.placer.republished(told)
 
     async def _renew(self) -> None:
         pause = min(_RENEWAL_MAX, self._seconds / RENEWALS_PER_LEASE)

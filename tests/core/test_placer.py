@@ -445,6 +445,100 @@ async def test_moves_that_went_by_unseen_are_followed(make_stage: MakeStage) -> 
     assert first.hub.replicas[home.name].health.draining
 
 
+# Letting go
+
+
+async def leaves(stage: Stage, actor: Actor) -> None:
+    actor.leaves()
+    await stage.settle()
+    stage.time_passes(0.1)
+    await stage.settle()
+
+
+async def test_what_could_not_be_let_go_of_is_later(
+    make_stage: MakeStage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Held by nobody's client, a session could not be moved by others for as long as this lives."""
+    first, _ = await two_gateways(make_stage)
+    alice = await first.client("alice")
+    await alice.creates("s")
+    await first.settle()
+    registry = type(first.registry)
+    release = registry.release
+    away = True
+
+    async def flaky(self: Any, session_ids: Any, gateway_id: str) -> None:
+        if away:
+            raise RegistryUnavailableError("away")
+        await release(self, session_ids, gateway_id)
+
+    monkeypatch.setattr(registry, "release", flaky)
+    await leaves(first, alice)
+    assert await holders(first) == {"g1"}
+    away = False
+    first.time_passes(1.0)
+    await first.settle()
+    assert await holders(first) == frozenset()
+
+
+async def test_a_release_under_way_does_not_undo_a_later_hold(
+    make_stage: MakeStage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, _ = await two_gateways(make_stage)
+    alice = await first.client("alice")
+    await alice.creates("s")
+    await turn(first, alice)
+    registry = type(first.registry)
+    release, go = registry.release, asyncio.Event()
+
+    async def slow(self: Any, session_ids: Any, gateway_id: str) -> None:
+        await go.wait()
+        await release(self, session_ids, gateway_id)
+
+    monkeypatch.setattr(registry, "release", slow)
+    await leaves(first, alice)
+    again = await first.client("alice")
+    again.asks("session.resume", sessionId="s")
+    await first.settle()
+    assert all(not one.unanswered for one in first.replicas.values())
+    go.set()
+    (await first.anyone_gets("session.resume")).answers({"sessionId": "s"})
+    await again.hears_result()
+    await first.settle()
+    assert await holders(first) == {"g1"}
+
+
+async def test_a_client_that_leaves_while_its_session_moves_holds_nothing(
+    make_stage: MakeStage,
+) -> None:
+    first, _ = await two_gateways(make_stage)
+    alice = await first.client("alice")
+    home = (await alice.creates("s")).line.replica
+    await turn(first, alice)
+    home.dies()
+    await first.anyone_gets("session.resume")
+    assert await holders(first) == {"g1"}
+    await leaves(first, alice)
+    assert await holders(first) == frozenset()
+
+
+async def test_what_was_left_while_it_was_told_an_empty_registry_is_let_go_of(
+    make_stage: MakeStage,
+) -> None:
+    first, _ = await two_gateways(make_stage)
+    alice = await first.client("alice")
+    await alice.creates("s")
+    await first.settle()
+    held = first.hub.placer.held
+    await leaves(first, alice)
+    await first.registry.republish("g1", held)
+    assert await holders(first) == {"g1"}
+    first.hub.placer.republished(held)
+    first.time_passes(0.1)
+    await first.settle()
+    assert await holders(first) == frozenset()
+
+
 # Draining
 
 

@@ -389,7 +389,7 @@ async def test_a_durable_send_survives_without_the_gateways_memory(make_fleet: M
 async def test_real_replicas_are_killed_at_every_point(make_fleet: MakeFleet) -> None:
     fleet = await make_fleet("real", 2, shared=True)
     gateway = await fleet.local(**FREE)
-    for point in ("model", "streaming", "permission", "tool", "hook"):
+    for point in ("model", "streaming", "permission", "tool", "hook", "input"):
         cli = await lose_at(fleet, gateway, f"at-{point}", point, kill)
         await cli.start()
 
