@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 INTERRUPTED = "The replica died during this turn, and the turn could not be finished"
 
 
+_NOT_FOUND = "Session not found"
+"""What a CLI says of a session that is not live."""
+
 OTHERS_PATIENCE = 2.0
 """Seconds that a gateway waits for another one to carry on a turn that is rather the other's."""
 
@@ -68,6 +71,8 @@ async def finish_turn(hub: Hub, binding: Binding, session: Session, link: Link) 
             else:
                 await _catch_up(hub, binding, session, link)
         except RpcError as error:
+            if _NOT_FOUND in error.message:
+                raise LinkLostError("the CLI has ended the session again") from None
             # A CLI that lacks the means (before 1.0.102), or a session that cannot be worked on.
             hub.log.warning(
                 "turn could not be finished",
@@ -120,7 +125,7 @@ async def _works(hub: Hub, session: Session) -> bool:
     """Whether something is at work on a turn, or about to be, or cannot be asked just now."""
     turn = session.turn
     binding = next((one for one in session.bindings if one.open and not one.client.closed), None)
-    if binding is None or binding.link is None or not all(one.answered for one in turn.prompts):
+    if binding is None or binding.link is None or not all(one.acknowledged for one in turn.prompts):
         return True
     try:
         return await _processing(hub, session, binding.link) or not turn.runs
@@ -133,7 +138,7 @@ async def _works(hub: Hub, session: Session) -> bool:
 async def _catch_up(hub: Hub, binding: Binding, session: Session, link: Link) -> None:
     """Tell a client what it missed of a turn that went on without it, for others."""
     turn = session.turn
-    lost = [one for one in turn.prompts if one.sender is binding and not one.answered]
+    lost = [one for one in turn.prompts if one.sender is binding and not one.acknowledged]
     if turn.busy and not lost:
         return  # Its end is still to come.
     try:
@@ -237,7 +242,7 @@ async def _carry_on(hub: Hub, binding: Binding, session: Session, link: Link) ->
     elif plan.missed is not None:
         tell(session, plan.missed)
     for prompt in plan.missing:
-        await _send_again(binding, session, prompt, link, ask)
+        await _send_again(hub, binding, session, prompt, link)
     hub.log.info(
         "turn carried on",
         extra={
@@ -314,25 +319,26 @@ async def _restore_pending(binding: Binding, session: Session, link: Link, patie
 
 def _accept(session: Session, prompt: Prompt, message_id: str | None) -> None:
     """Note that the CLI has a prompt, and answer its sender if the CLI's answer was lost."""
-    unanswered = not prompt.answered
+    owed = not prompt.acknowledged
     session.turn.accepted(prompt, message_id)
-    if unanswered:
+    if owed:
+        session.turn.acknowledged(prompt)
         prompt.sender.client.respond(prompt.request, {"messageId": prompt.message_id})
 
 
 async def _send_again(
-    binding: Binding, session: Session, prompt: Prompt, link: Link, patience: float
+    hub: Hub, binding: Binding, session: Session, prompt: Prompt, link: Link
 ) -> None:
     """Send a prompt that never reached the journal; its sender may have its answer already."""
     turn = session.turn
     if not prompt.repeatable:
         raise RpcError(errors.TURN_INTERRUPTED, INTERRUPTED)
-    if not prompt.answered and prompt.sender is binding:
+    if not prompt.acknowledged and prompt.sender is binding:
         # Sent anew as the client's own request, the CLI's answer reaches it by itself.
         turn.prompts.remove(prompt)
         prompt.sender.client.forward(link, prompt.sender, prompt.request)
         return
-    told = prompt.message_id
+    told = prompt.message_id if prompt.acknowledged else None
     # Last, so that a queue of prompts is worked off in the order they were given in.
     turn.prompts.remove(prompt)
     turn.prompts.append(prompt)
@@ -341,8 +347,14 @@ async def _send_again(
     def accepted(result: Any) -> None:
         message_id = result.get("messageId") if type(result) is dict else None
         prompt.missing = False
-        _accept(session, prompt, message_id if type(message_id) is str else None)
-        if type(message_id) is str and told is not None:
+        message_id = message_id if type(message_id) is str else None
+        if hub.durable and not prompt.acknowledged:
+            turn.accepted(prompt, message_id)
+            answer = envelope.result_frame(prompt.request.id, {"messageId": prompt.message_id})
+            prompt.sender.acknowledge_stored(session, prompt, link, answer)
+            return
+        _accept(session, prompt, message_id)
+        if message_id is not None and told is not None:
             # SDKs wait for the events of the id that they were told.
             prompt.resent_as = message_id
             turn.aliases[message_id] = told
@@ -351,7 +363,7 @@ async def _send_again(
                     one.link.alias_message(message_id, told)
 
     turn.busy = True
-    await link.request(prompt.request.method, params, patience, accepted)
+    await link.request(prompt.request.method, params, hub.limits.rebind_timeout, accepted)
 
 
 def give_up(hub: Hub, session: Session) -> None:
@@ -360,9 +372,9 @@ def give_up(hub: Hub, session: Session) -> None:
     if not turn.runs:
         return
     for prompt in turn.prompts:
-        if not prompt.answered:
+        if not prompt.acknowledged:
             recorded = True if prompt.seen else None
-            prompt.answered = True
+            prompt.answered, prompt.owed = True, False
             prompt.sender.client.refuse(
                 prompt.request, answers.turn_interrupted(session.id, recorded)
             )

@@ -92,6 +92,8 @@ class Session:
         placement: owner, replica and epoch as last read from the registry.
         bindings: the clients of this worker that use it.
         turn: what is known of its turn.
+        attaching: held while a client is being attached: a CLI that is asked for a session which is
+            not live by two connections at once was seen to end it for one of them.
         moving: done when the session has been taken to another replica; None while it stays.
         stored: a turn has ended, so that it is on disk for certain.
         recovering: held by the one that carries on a cut turn.
@@ -100,6 +102,7 @@ class Session:
     """
 
     __slots__ = (
+        "attaching",
         "bindings",
         "held",
         "id",
@@ -118,6 +121,7 @@ class Session:
         self.turn = Turn()
         self.stored = False
         self.moving: asyncio.Future[None] | None = None
+        self.attaching = asyncio.Lock()
         self.recovering = asyncio.Lock()
         self.watched = False
         self.held: tuple[int, str, int] | None = None
@@ -425,8 +429,11 @@ class Binding:
             link = await self._reach(session)
             outcome: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
             hook = self._attach_hook(outcome, final=clashes == _CLASHES)
-            self.client.forward(link, self, request, hook=hook, rewrites=True)
-            ok, text = await outcome if request.id is not None else (False, b"")
+            async with session.attaching:
+                if link.closed:
+                    continue
+                self.client.forward(link, self, request, hook=hook, rewrites=True)
+                ok, text = await outcome if request.id is not None else (False, b"")
             if ok is None:
                 if self.client.closed:
                     return None
@@ -590,7 +597,8 @@ class Binding:
                 if not await hub.placer.keep(session):
                     self._drop_link()
                     continue
-                await self._resume_silently(link, session)
+                async with session.attaching:
+                    await self._resume_silently(link, session)
                 await recovery.finish_turn(hub, self, session, link)
                 break
             except (RpcError, SessionNotFoundError) as refused:
@@ -693,34 +701,55 @@ class Binding:
             message_id = result.get("messageId") if type(result) is dict else None
             session.turn.accepted(prompt, message_id if type(message_id) is str else None)
             if self._hub.durable and self.link is not None:
-                self._hub.tasks.spawn(
-                    self._save_then_answer(self.link, prompt, text), f"save {self.session_id}"
-                )
+                self.acknowledge_stored(session, prompt, self.link, framing.encode(text))
         else:
             session.turn.refused(prompt)
             if self._hub.durable:
                 self.client.write(framing.encode(text))
 
-    async def _save_then_answer(self, link: Link, prompt: Prompt, answer: bytes) -> None:
-        """Acknowledge a prompt once it is in the journal; one that is not yet will be sent again.
+    def acknowledge_stored(
+        self, session: Session, prompt: Prompt, link: Link, answer: bytes
+    ) -> None:
+        """Acknowledge a prompt that the CLI has taken once it is in the journal.
+
+        Args:
+            session: its session.
+            prompt: one of this client's.
+            link: where to have the journal written.
+            answer: the frame of the CLI's answer.
+        """
+        prompt.owed = True
+        self._hub.tasks.spawn(
+            self._save_then_answer(session, prompt, link, answer), f"save {session.id}"
+        )
+
+    async def _save_then_answer(
+        self, session: Session, prompt: Prompt, link: Link, answer: bytes
+    ) -> None:
+        """Have the journal written when it is time.
 
         What the CLI has only just announced, a save may pass by; what it has not announced, for
-        other prompts come first, is waited for, within bounds. The link may be lost meanwhile: then
-        the prompt is carried on elsewhere, from memory.
+        other prompts come first, is waited for. If the link is lost meanwhile, the prompt is
+        carried on elsewhere, and acknowledged there.
         """
-        patience = self._hub.limits.ask_timeout
+        hub = self._hub
         try:
-            give_up = self._hub.now() + patience
-            while not (prompt.seen or link.closed) and self._hub.now() < give_up:
+            give_up = hub.now() + hub.limits.ask_timeout
+            while not (prompt.seen or link.closed) and hub.now() < give_up:
                 await asyncio.sleep(_SAVE_DELAY)
+                if session.turn.started:
+                    give_up = hub.now() + hub.limits.ask_timeout
             await asyncio.sleep(_SAVE_DELAY)
-            await link.request("sessions.save", {"sessionId": self.session_id}, patience)
-        except (RpcError, LinkLostError, TimeoutError) as error:
-            self._hub.log.warning(
-                "journal was not flushed",
-                extra={"session": self.session_id, "reason": str(error)},
+            await link.request("sessions.save", {"sessionId": session.id}, hub.limits.ask_timeout)
+        except LinkLostError:
+            return
+        except (RpcError, TimeoutError) as error:
+            hub.log.warning(
+                "journal was not flushed", extra={"session": session.id, "reason": str(error)}
             )
-        self.client.write(framing.encode(answer))
+        if prompt.owed:
+            session.turn.acknowledged(prompt)
+            self.client.write(answer)
 
     def link_lost(self) -> None:
         """Note that the link has ended; attach again if the client was attached."""

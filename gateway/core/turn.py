@@ -49,12 +49,22 @@ class Prompt:
         sender: whose it is: the object to answer to (a binding).
         message_id: the id that its sender was told or that its event had, once known.
         resent_as: the CLI's own id for it after it was sent again, or None.
-        answered: the sender has its answer.
+        answered: the CLI has answered.
+        owed: the sender is still to be told, once the prompt is in the journal.
         seen: its ``user.message`` was seen.
         missing: it was lost with the replica and is still to be sent again.
     """
 
-    __slots__ = ("_request", "answered", "message_id", "missing", "resent_as", "seen", "sender")
+    __slots__ = (
+        "_request",
+        "answered",
+        "message_id",
+        "missing",
+        "owed",
+        "resent_as",
+        "seen",
+        "sender",
+    )
 
     def __init__(self, sender: Any, request: Request | Unread) -> None:
         """Note a prompt.
@@ -68,6 +78,7 @@ class Prompt:
         self.message_id: str | None = None
         self.resent_as: str | None = None
         self.answered = False
+        self.owed = False
         self.seen = False
         self.missing = False
 
@@ -78,6 +89,11 @@ class Prompt:
         if isinstance(request, tuple):
             request = self._request = Request.from_frame(*request)
         return request
+
+    @property
+    def acknowledged(self) -> bool:
+        """Whether its sender has been told that it was taken."""
+        return self.answered and not self.owed
 
     @property
     def text(self) -> object:
@@ -142,6 +158,14 @@ class Turn:
         """Note that the CLI has taken a prompt."""
         prompt.answered = True
         prompt.message_id = prompt.message_id or message_id
+
+    def acknowledged(self, prompt: Prompt) -> None:
+        """Note that the sender of a prompt is told that it was taken."""
+        prompt.owed = False
+        if prompt.seen and not self.started and prompt in self.prompts:
+            # Its turn has ended before.
+            self.prompts.remove(prompt)
+            self.busy = bool(self.prompts)
 
     def found(self) -> None:
         """Note that the session is at work for reasons not known here."""
@@ -217,7 +241,9 @@ class Turn:
         """End the turn; a prompt sent after its last look at the queue begins the next one."""
         prompts = self.prompts
         if prompts:
-            prompts[:] = [one for one in prompts if one.missing or not (one.answered or one.seen)]
+            prompts[:] = [
+                one for one in prompts if one.missing or one.owed or not (one.answered or one.seen)
+            ]
         self.busy = bool(prompts)
         self.started = self.aborting = self.cut = False
         self.aliases.clear()

@@ -456,15 +456,23 @@ async def two_clients(stage: Stage) -> tuple[Actor, Actor, Line]:
     return alice, other, line
 
 
+async def comes_first(stage: Stage, actor: Actor) -> Ask:
+    """Let this of several clients resume first; they do one after the other."""
+    while True:
+        resumed = await stage.cli.gets("session.resume")
+        if resumed.line.link.client is actor.core:
+            return resumed
+        resumed.line.breaks()
+
+
 async def test_a_turn_of_two_clients_is_carried_on_once(stage: Stage) -> None:
     alice, other, _ = await two_clients(stage)
     line = await sends(stage, alice, TOLD)
     line.emits("s", "user.message", messageId=TOLD, content="hi")
     stage.cli.dies()
     await stage.cli.returns()
-    resumes = [await stage.cli.gets("session.resume") for _ in "ab"]
-    for resumed in resumes:
-        resumed.answers({})
+    for _ in "ab":
+        (await stage.cli.gets("session.resume")).answers({})
     await tells_history(stage, user(TOLD))
     await stage.settle()
     assert stage.cli.unanswered == ["session.sendMessages"]
@@ -478,22 +486,20 @@ async def test_a_turn_of_two_clients_is_carried_on_once(stage: Stage) -> None:
 
 async def test_the_one_that_comes_first_sends_for_the_other(stage: Stage) -> None:
     """Its ids are its own: the answer must not be taken for one of somebody else's."""
-    alice, other, _ = await two_clients(stage)
-    request_id = alice.asks("session.send", sessionId="s", prompt="of alice", wait=True)
+    first, other, _ = await two_clients(stage)
+    request_id = other.asks("session.send", sessionId="s", prompt="of the other", wait=True)
     await stage.cli.gets("session.send")
     stage.cli.dies()
     await stage.cli.returns()
-    resumes = [await stage.cli.gets("session.resume") for _ in "ab"]
-    (theirs,) = [one for one in resumes if one.line.link.client is other.core]
-    theirs.answers({})
+    resumed = await comes_first(stage, first)
+    resumed.answers({})
     await tells_history(stage)
     again = await stage.cli.gets("session.send")
-    assert again.line is theirs.line
-    assert again.params == {"sessionId": "s", "prompt": "of alice"}
+    assert again.line is resumed.line
+    assert again.params == {"sessionId": "s", "prompt": "of the other"}
     again.answers({"messageId": AGAIN})
-    assert await alice.hears_result(request_id) == {"messageId": AGAIN}
-    resumes.remove(theirs)
-    resumes[0].answers({})
+    assert await other.hears_result(request_id) == {"messageId": AGAIN}
+    (await stage.cli.gets("session.resume")).answers({})
     await stage.settle()
     assert stage.cli.unanswered == []
 
@@ -503,14 +509,14 @@ async def test_the_one_that_comes_after_the_end_hears_of_it(stage: Stage) -> Non
     await sends(stage, alice, TOLD)
     stage.cli.dies()
     await stage.cli.returns()
-    resumes = [await stage.cli.gets("session.resume") for _ in "ab"]
-    (late,) = [one for one in resumes if one.line.link.client is other.core]
-    resumes.remove(late)
-    resumes[0].answers({})
+    first = await comes_first(stage, alice)
+    first.answers({})
     await tells_history(stage, user(TOLD))
     (await stage.cli.gets("session.sendMessages")).answers({})
-    resumes[0].line.says(event("s", "assistant.message"), event("s", "session.idle"))
+    first.line.says(event("s", "assistant.message"), event("s", "session.idle"))
     await alice.hears_event("session.idle")
+    late = await stage.cli.gets("session.resume")
+    assert late.line.link.client is other.core
     late.answers({})
     await tells_history(stage, user(TOLD), said("e1", "the end"))
     message = await other.hears_event("assistant.message")
@@ -578,7 +584,7 @@ async def test_a_refused_send_is_not_saved(make_stage: MakeStage) -> None:
 
 
 async def test_a_replica_that_dies_while_it_saves(make_stage: MakeStage) -> None:
-    """The answer is true all the same: what was not saved is sent again from memory."""
+    """It was not acknowledged: what was not saved is sent again from memory, and then it is."""
     stage = await make_stage("cli-0", options={"durable": True})
     alice = await stage.client("alice")
     await with_history_durably(stage, alice)
@@ -588,9 +594,78 @@ async def test_a_replica_that_dies_while_it_saves(make_stage: MakeStage) -> None
     asked.line.emits("s", "user.message", messageId=TOLD, content="hi")
     await stage.cli.gets("sessions.save")
     await comes_back(stage)
-    assert await alice.hears_result() == {"messageId": TOLD}
     await tells_history(stage)
-    assert (await stage.cli.gets("session.send")).params["prompt"] == "hi"
+    again = await stage.cli.gets("session.send")
+    assert again.params["prompt"] == "hi"
+    again.answers({"messageId": AGAIN})
+    again.line.emits("s", "user.message", messageId=AGAIN, content="hi")
+    saved = await stage.cli.gets("sessions.save")
+    assert events_of(alice).count("user.message") == 2
+    assert not stage.hub.sessions["s"].turn.prompts[0].acknowledged
+    saved.answers({})
+    assert await alice.hears_result() == {"messageId": AGAIN}
+
+
+async def test_a_replica_that_dies_while_it_saves_what_is_written(make_stage: MakeStage) -> None:
+    stage = await make_stage("cli-0", options={"durable": True})
+    alice = await stage.client("alice")
+    await with_history_durably(stage, alice)
+    alice.asks("session.send", sessionId="s", prompt="hi")
+    asked = await stage.cli.gets("session.send")
+    asked.answers({"messageId": TOLD})
+    asked.line.says(
+        event("s", "user.message", messageId=TOLD, content="hi"), event("s", "session.idle")
+    )
+    await stage.cli.gets("sessions.save")
+    await comes_back(stage)
+    await tells_history(stage, user(TOLD), said("e1"))
+    assert await alice.hears_result() == {"messageId": TOLD}
+    await stage.settle()
+    assert stage.cli.unanswered == []
+    assert not stage.hub.sessions["s"].turn.busy
+
+
+async def test_a_prompt_behind_a_running_turn_is_acknowledged_when_its_own_begins(
+    make_stage: MakeStage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A CLI keeps its queue in memory alone."""
+    stage = await make_stage("cli-0", options={"durable": True}, ask_timeout=0.05)
+    alice = await stage.client("alice")
+    await with_history_durably(stage, alice)
+    alice.asks("session.send", sessionId="s", prompt="long")
+    first = await stage.cli.gets("session.send")
+    first.answers({"messageId": TOLD})
+    first.line.emits("s", "user.message", messageId=TOLD, content="long")
+    (await stage.cli.gets("sessions.save")).answers({})
+    assert await alice.hears_result() == {"messageId": TOLD}
+    alice.asks("session.send", sessionId="s", prompt="behind")
+    (await stage.cli.gets("session.send")).answers({"messageId": AGAIN})
+    before = stage.now()
+    await eventually(lambda: stage.now() > before + 4 * stage.hub.limits.ask_timeout)
+    assert stage.cli.unanswered == []
+    first.line.emits("s", "user.message", messageId=AGAIN, content="behind")
+    (await stage.cli.gets("sessions.save")).answers({})
+    assert await alice.hears_result() == {"messageId": AGAIN}
+
+
+async def test_a_session_that_a_cli_ends_again_is_resumed_again(stage: Stage) -> None:
+    """Two gateways that resume it at once were seen to bring that about."""
+    alice = await stage.client("alice")
+    await with_history(stage, alice)
+    await sends(stage, alice, TOLD)
+    await comes_back(stage)
+    await tells_history(stage)
+    (await stage.cli.gets("session.send")).refuses("Session not found for sessionId: s")
+    (await stage.cli.gets("session.resume")).answers({"sessionId": "s"})
+    await tells_history(stage)
+    again = await stage.cli.gets("session.send")
+    again.answers({"messageId": AGAIN})
+    again.line.says(
+        event("s", "user.message", messageId=AGAIN, content="hi"), event("s", "session.idle")
+    )
+    assert (await alice.hears_event("user.message"))["event"]["data"]["messageId"] == TOLD
+    await alice.hears_event("session.idle")
+    assert events_of(alice) == []
 
 
 # A client that goes while its turn runs
@@ -822,9 +897,8 @@ async def test_two_that_come_back_together_ask_the_model_once(stage: Stage) -> N
     actors = [await stage.client("alice") for _ in "ab"]
     for actor in actors:
         actor.asks("session.resume", sessionId="s")
-    resumes = [await stage.cli.gets("session.resume") for _ in "ab"]
-    for resumed in resumes:
-        resumed.answers({"sessionId": "s"})
+    for _ in "ab":
+        (await stage.cli.gets("session.resume")).answers({"sessionId": "s"})
     await tells_history(stage, user("m1"))
     asked = await stage.cli.gets("session.sendMessages")
     stage.cli.knows["session.metadata.isProcessing"] = lambda _: {"processing": True}
