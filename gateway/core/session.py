@@ -740,16 +740,27 @@ class Binding:
                 if session.turn.started:
                     give_up = hub.now() + hub.limits.ask_timeout
             await asyncio.sleep(_SAVE_DELAY)
-            await link.request("sessions.save", {"sessionId": session.id}, hub.limits.ask_timeout)
+            await self._save(link, session.id)
         except LinkLostError:
             return
-        except (RpcError, TimeoutError) as error:
+        except RpcError as error:
             hub.log.warning(
                 "journal was not flushed", extra={"session": session.id, "reason": str(error)}
             )
         if prompt.owed:
             session.turn.acknowledged(prompt)
             self.client.write(answer)
+
+    async def _save(self, link: Link, session_id: str) -> None:
+        """Have the journal written; one that hangs does it in the end, or its link is lost."""
+        while True:
+            try:
+                await link.request(
+                    "sessions.save", {"sessionId": session_id}, self._hub.limits.ask_timeout
+                )
+            except TimeoutError:
+                continue
+            return
 
     def link_lost(self) -> None:
         """Note that the link has ended; attach again if the client was attached."""

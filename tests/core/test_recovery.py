@@ -625,6 +625,21 @@ async def test_a_replica_that_dies_while_it_saves_what_is_written(make_stage: Ma
     assert not stage.hub.sessions["s"].turn.busy
 
 
+async def test_a_save_that_hangs_is_asked_for_again(make_stage: MakeStage) -> None:
+    stage = await make_stage("cli-0", options={"durable": True}, ask_timeout=0.05)
+    alice = await stage.client("alice")
+    await with_history_durably(stage, alice)
+    alice.asks("session.send", sessionId="s", prompt="hi")
+    asked = await stage.cli.gets("session.send")
+    asked.answers({"messageId": TOLD})
+    asked.line.emits("s", "user.message", messageId=TOLD, content="hi")
+    await stage.cli.gets("sessions.save")
+    again = await stage.cli.gets("sessions.save")
+    assert alice.unheard == [one for one in alice.unheard if "method" in one]
+    again.answers({})
+    assert await alice.hears_result() == {"messageId": TOLD}
+
+
 async def test_a_prompt_behind_a_running_turn_is_acknowledged_when_its_own_begins(
     make_stage: MakeStage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
