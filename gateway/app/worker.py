@@ -34,7 +34,7 @@ from gateway.app.tasks import TaskGroup
 from gateway.config.settings import PoolSettings, Settings
 from gateway.core.client import Client
 from gateway.core.hub import DEFAULT_POOL, Hub, Limits, Serves
-from gateway.core.placer import DRAINING
+from gateway.core.placer import DRAINING, READY
 from gateway.core.ports import Authenticator
 from gateway.core.stats import Stats
 from gateway.errors import RegistryUnavailableError, StartupError
@@ -370,7 +370,7 @@ class Worker:
 
     async def drain_replica(self, name: str, draining: bool) -> None:
         """Start or end the draining of a replica, here and on all gateways of the registry."""
-        mark = DRAINING if draining else None
+        mark = DRAINING if draining else READY
         try:
             await self._registry.set_replica_mark(name, mark)
         except RegistryUnavailableError as error:

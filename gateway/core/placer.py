@@ -25,8 +25,9 @@ if TYPE_CHECKING:
     from gateway.core.hub import Hub
     from gateway.core.replica import Replica
 
-DRAINING = "draining"
-"""The mark under which a drain is known to all gateways."""
+DRAINING, READY = "draining", "ready"
+"""The marks by which all gateways know that a replica is drained, and no longer is: one without any
+was never drained, or the registry has lost it."""
 
 _ATTEMPTS = 8
 """Tries to agree on a session's place before the caller is told to come back."""
@@ -462,14 +463,12 @@ class Placer:
     async def _reread(self) -> None:
         try:
             known = await self._hub.registry.get_many(list(self._hub.sessions))
-            marks = await self._hub.registry.replica_marks()
             self.incarnations = await self._hub.registry.replica_incarnations()
+            await self.read_marks()
         except RegistryUnavailableError:
             return
         for placement in known.values():
             self.changed(PlacementChanged(placement.session_id, placement))
-        for name in self._hub.replicas:
-            self.marked(name, marks.get(name))
 
     @property
     def held(self) -> list[Placement]:
@@ -491,10 +490,30 @@ class Placer:
         draining = mark == DRAINING
         if replica is None or replica.health.draining == draining:
             return
+        if mark is None:
+            self._hub.tasks.spawn(self._mark_again(name), f"mark of {name}")
+            return
         self._hub.drain(name, draining)
         if draining and self.free and not self._drains.get(name):
             self._drains[name] = True
             self._hub.tasks.spawn(self._evacuate(name), f"drain {name}")
+
+    async def _mark_again(self, name: str) -> None:
+        """Tell a registry that it has lost of a drain."""
+        try:
+            await self._hub.registered(self._hub.registry.set_replica_mark, name, DRAINING)
+        except RpcError:
+            return  # It will be told when it is back.
+
+    async def read_marks(self) -> None:
+        """Learn which replicas are being drained, and tell what was lost of it.
+
+        Raises:
+            RegistryUnavailableError: the registry is not available.
+        """
+        marks = await self._hub.registry.replica_marks()
+        for name in list(self._hub.replicas):
+            self.marked(name, marks.get(name))
 
     async def read_mark(self, name: str) -> None:
         """Learn whether a replica that is new here is being drained."""

@@ -95,6 +95,7 @@ class Lease:
             self._changed(PlacementChanged(placement.session_id, placement))
         for hub, told in by_hub:
             hub.placer.republished(told)
+            await hub.placer.read_marks()
 
     async def _renew(self) -> None:
         pause = min(_RENEWAL_MAX, self._seconds / RENEWALS_PER_LEASE)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from gateway import errors
-from gateway.core.placer import DRAINING
+from gateway.core.placer import DRAINING, READY
 from gateway.errors import RegistryUnavailableError
 from gateway.io.registry.memory import MemoryRegistry, MemoryStore
 from gateway.routing.registry import ChangesLost
@@ -561,6 +561,26 @@ async def test_idle_sessions_leave_a_draining_replica(make_stage: MakeStage) -> 
     assert (await alice.prompts("s")).line.replica is resumed.line.replica
 
 
+async def test_a_drain_that_the_registry_has_lost_goes_on_and_is_told_again(
+    make_stage: MakeStage,
+) -> None:
+    first, second = await two_gateways(make_stage)
+    await first.registry.set_replica_mark("cli-0", DRAINING)
+    await first.settle()
+    await second.settle()
+    await first.registry.set_replica_mark("cli-0", None)
+    second.hub.placer.changed(ChangesLost())
+    await second.settle()
+    assert second.hub.replicas["cli-0"].health.draining
+    assert await first.registry.replica_marks() == {"cli-0": DRAINING}
+    await first.registry.set_replica_mark("cli-0", READY)
+    await second.settle()
+    assert not second.hub.replicas["cli-0"].health.draining
+    second.hub.placer.changed(ChangesLost())
+    await second.settle()
+    assert await first.registry.replica_marks() == {"cli-0": READY}
+
+
 async def test_requests_wait_while_a_session_moves(make_stage: MakeStage) -> None:
     stage = await make_stage("cli-0", "cli-1", options=FREE)
     alice = await stage.client("alice")
@@ -616,7 +636,7 @@ async def test_with_nowhere_to_go_a_session_stays(make_stage: MakeStage) -> None
     resumed = await stage.cli.gets("session.resume")
     resumed.answers({"sessionId": "s"})
     await stage.settle()
-    stage.hub.placer.marked("cli-0", None)
+    stage.hub.placer.marked("cli-0", READY)
     await stage.settle()
     await alice.prompts("s")
     assert "sessions.close" not in [m["method"] for m in stage.cli.asked.all]
