@@ -206,6 +206,8 @@ class Gateway(Server):
             "COPILOT_GATEWAY_REPLICA_TOKEN": replica_token,
             "COPILOT_GATEWAY_SERVER_STATE_DIR": str(folder / name),
             "COPILOT_GATEWAY_SESSIONS_DURABLE": str(durable).lower(),
+            # What a killed gateway held cannot be moved until its lease has ended.
+            "COPILOT_GATEWAY_REGISTRY_LEASE": "10s",
             # A replica that hangs is found in about two seconds, as HAProxy finds it here.
             "COPILOT_GATEWAY_HEALTH_PROBE_INTERVAL": "1s",
             "COPILOT_GATEWAY_HEALTH_PROBE_TIMEOUT": "1s",

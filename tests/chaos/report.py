@@ -50,8 +50,8 @@ class Result:
 
     @property
     def good(self) -> bool:
-        """Whether no conversation suffered and nobody was left waiting."""
-        return not any(self.findings.values()) and not self.seen.stuck
+        """Whether no conversation suffered, nobody was left waiting, and drains ended."""
+        return not (any(self.findings.values()) or self.seen.stuck or self.overdue)
 
     def count(self, name: str) -> int:
         """Return the number of prompts (of sessions, for forks) with one kind of finding."""

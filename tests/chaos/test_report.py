@@ -35,6 +35,7 @@ def test_a_run_without_findings_is_good() -> None:
 def test_any_finding_or_anyone_stuck_is_not() -> None:
     assert not result(findings={"s": Findings(answered_twice=[1])}).good
     assert not result(seen=Seen(stuck={("s", 1)})).good
+    assert not result(overdue=1).good
 
 
 def test_errors_that_clients_see_are_shown_and_allowed() -> None:

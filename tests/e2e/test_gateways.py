@@ -238,6 +238,30 @@ async def test_redis_is_away_for_a_while(pair: Pair, redis: RedisServer) -> None
     await pair.agree("s")
 
 
+async def test_redis_is_away_past_the_lease(make_fleet: MakeFleet, redis: RedisServer) -> None:
+    """Others may have taken what is held: it is read, not worked on, until the lease is back."""
+    fleet = await make_fleet("fake", 2, shared=True)
+    gateway = await fleet.local(
+        registry={"url": f"unix://{redis.socket}", "lease": 1.0, "timeout": 0.2}, **FREE
+    )
+    placer = gateway.worker.hub.placer
+    client = await fleet.client(gateway)
+    await client.request("session.create", fleet.params("s"))
+    assert await run_turn(client, "s", "one") == "echo: one [user messages: 1]"
+    redis.signal(signal.SIGSTOP)
+    try:
+        await eventually(lambda: not placer.has_lease)
+        with pytest.raises(RpcFault) as refusal:
+            await client.request("session.send", {"sessionId": "s", "prompt": "two"})
+        assert refusal.value.code == errors.REGISTRY_UNAVAILABLE
+        assert refusal.value.data["retryAfterMs"] > 0
+        assert prompts_in(await history(client, "s")) == ["one"]
+    finally:
+        redis.signal(signal.SIGCONT)
+    await eventually(lambda: placer.has_lease)
+    assert await run_turn(client, "s", "two") == "echo: two [user messages: 2]"
+
+
 async def test_redis_is_restarted_empty(pair: Pair, redis: RedisServer) -> None:
     """Both tell it what they hold: nobody makes a second copy."""
     for number, client in enumerate(pair.clients):

@@ -287,7 +287,7 @@ class LocalGateway:
         self,
         folder: Path,
         *replicas: FakeCli | RealCli,
-        registry: str = "memory://",
+        registry: str | Mapping[str, Any] = "memory://",
         pools: Iterable[PoolSettings] = (),
         **sections: Any,
     ) -> None:
@@ -299,7 +299,7 @@ class LocalGateway:
         defaults: dict[str, dict[str, Any]] = {
             "server": {"state_dir": folder, "listen": (Address("127.0.0.1", 0),)},
             "auth": {"static_token": ADMIN_TOKEN, "source_failures": 100_000, "token_poll": 0.05},
-            "registry": {"url": registry},
+            "registry": {"url": registry} if isinstance(registry, str) else dict(registry),
             "health": {"probe_interval": 0.2, "probe_timeout": 2.0, "ban_base": 0.2},
         }
         built = {
