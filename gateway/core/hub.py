@@ -248,6 +248,7 @@ class Hub:
 
     def note_gone(self, replica: Replica, reason: str) -> None:
         """Note that a replica's process has ended."""
+        replica.exited = True
         self._state(replica, replica.health.gone(self.now(), reason))
 
     def drain(self, name: str, draining: bool) -> None:
@@ -271,7 +272,7 @@ class Hub:
         replica = link.replica
         replica.control = link
         replica.incarnation = self.placer.incarnations.get(replica.name, 0)
-        replica.fenced = False
+        replica.exited = replica.fenced = False
         self.files_gone = False
         replica.up_since = self.now()
         self._hello = link.replica.hello

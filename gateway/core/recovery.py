@@ -23,6 +23,7 @@ from gateway.wire import envelope
 
 if TYPE_CHECKING:
     from gateway.core.hub import Hub
+    from gateway.core.replica import Replica
     from gateway.core.session import Binding, Session
 
 INTERRUPTED = "The replica died during this turn, and the turn could not be finished"
@@ -33,6 +34,10 @@ _NOT_FOUND = "Session not found"
 
 OTHERS_PATIENCE = 2.0
 """Seconds that a gateway waits for another one to carry on a turn that is rather the other's."""
+
+_QUIET, _QUIET_POLL, _QUIET_MAX = 0.25, 0.05, 3.0
+"""Seconds for which a journal must not have been written to, of the pause between two looks, and
+for which that is waited for at most. A CLI writes its journal within 100 ms."""
 
 _OTHERS_POLL = 0.1
 """Seconds between two looks at whether it has."""
@@ -45,6 +50,38 @@ _STALLED_LOOKS = 2
 
 _MAX_ATTEMPTS = 5
 """Times that is done before the turn is given up."""
+
+
+async def journal_settled(hub: Hub, lost: Replica, session_id: str, link: Link) -> None:
+    """Wait until a replica that was lost in the middle of a turn writes no more.
+
+    One that ends in good order closes its connections first, and then writes what is left: a
+    history read in between would lack it, and the turn would be done twice.
+
+    Args:
+        hub: the worker's hub.
+        lost: the replica.
+        session_id: the session.
+        link: to another replica on the same storage.
+
+    Raises:
+        LinkLostError: that one died too.
+        TimeoutError: it does not answer.
+    """
+    started = quiet_since = hub.now()
+    seen: Any = None
+    while not lost.exited and hub.now() < min(quiet_since + _QUIET, started + _QUIET_MAX):
+        try:
+            found = await link.request(
+                "sessions.getMetadata", {"sessionId": session_id}, hub.limits.ask_timeout
+            )
+        except RpcError:
+            return
+        entry = found.get("session") if type(found) is dict else None
+        modified = entry.get("modifiedTime") if type(entry) is dict else None
+        if modified != seen:
+            seen, quiet_since = modified, hub.now()
+        await asyncio.sleep(_QUIET_POLL)
 
 
 async def finish_turn(hub: Hub, binding: Binding, session: Session, link: Link) -> None:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from gateway.core.client import Client
     from gateway.core.hub import Hub
     from gateway.core.pending import Hook
+    from gateway.core.replica import Replica
 
 Answer = tuple[bool | None, bytes]
 """Whether a request succeeded (None: it was never answered), and the answer's body."""
@@ -161,6 +162,7 @@ class Binding:
         attached: the client created or resumed the session and has not left it.
         recipe: what it takes to attach again; None if it never was attached.
         cut: the link was lost during a turn, of whose end the client has not heard since.
+        lost_with: the replica whose link that was.
         last_message: the last message of the model before that, as ``Turn.last_message``.
         waiting: messages that wait for the binding to open.
     """
@@ -174,6 +176,7 @@ class Binding:
         "cut",
         "last_message",
         "link",
+        "lost_with",
         "open",
         "recipe",
         "session",
@@ -193,6 +196,7 @@ class Binding:
         self.attached = False
         self.recipe: recipe.Recipe | None = None
         self.cut = False
+        self.lost_with: Replica | None = None
         self.last_message: str | None = None
         self.waiting: deque[Request] = deque()
 
@@ -597,6 +601,9 @@ class Binding:
                 if not await hub.placer.keep(session):
                     self._drop_link()
                     continue
+                lost = self.lost_with
+                if session.turn.cut and lost is not None and lost is not link.replica:
+                    await recovery.journal_settled(hub, lost, session.id, link)
                 async with session.attaching:
                     await self._resume_silently(link, session)
                 await recovery.finish_turn(hub, self, session, link)
@@ -764,6 +771,7 @@ class Binding:
 
     def link_lost(self) -> None:
         """Note that the link has ended; attach again if the client was attached."""
+        self.lost_with = self.link.replica if self.link is not None else None
         self.link = None
         self._turn_lost()
         self.open = False
