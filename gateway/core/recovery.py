@@ -39,7 +39,7 @@ _QUIET, _QUIET_POLL, _QUIET_MAX = 0.25, 0.05, 3.0
 """Seconds for which a journal must not have been written to, of the pause between two looks, and
 for which that is waited for at most. A CLI writes its journal within 100 ms."""
 
-_OTHERS_POLL = 0.1
+_OTHERS_POLL = 0.05
 """Seconds between two looks at whether it has."""
 
 _LOOK_EVERY = 1.0
@@ -272,6 +272,8 @@ async def _carry_on(hub: Hub, binding: Binding, session: Session, link: Link) ->
             prompt.seen = True
             data = {**event["data"], "messageId": prompt.message_id}
             tell(session, {**event, "data": data})
+    if plan.rerun or plan.missing:
+        await _all_bound(hub, session)
     if processing:
         await _restore_pending(binding, session, link, ask)
     elif plan.rerun:
@@ -294,6 +296,15 @@ async def _carry_on(hub: Hub, binding: Binding, session: Session, link: Link) ->
         data = {"aborted": True} if turn.aborting else {}
         turn.ended()
         tell(session, _event("session.idle", data))
+
+
+async def _all_bound(hub: Hub, session: Session) -> None:
+    """Wait for the clients here that lost the session too, so that all hear what is said next."""
+    give_up_at = hub.now() + OTHERS_PATIENCE
+    while hub.now() < give_up_at and not all(
+        one.bound for one in session.bindings if one.attached and not one.client.closed
+    ):
+        await asyncio.sleep(_OTHERS_POLL)
 
 
 async def revive_turn(hub: Hub, binding: Binding, session: Session, link: Link) -> None:

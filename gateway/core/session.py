@@ -161,6 +161,7 @@ class Binding:
         open: messages pass straight to the link.
         attached: the client created or resumed the session and has not left it.
         recipe: what it takes to attach again; None if it never was attached.
+        bound: the replica has attached the client on :attr:`link`.
         cut: the link was lost during a turn, of whose end the client has not heard since.
         lost_with: the replica whose link that was.
         last_message: the last message of the model before that, as ``Turn.last_message``.
@@ -172,6 +173,7 @@ class Binding:
         "_waiting_bytes",
         "_working",
         "attached",
+        "bound",
         "client",
         "cut",
         "last_message",
@@ -194,6 +196,7 @@ class Binding:
         self.link: Link | None = None
         self.open = False
         self.attached = False
+        self.bound = False
         self.recipe: recipe.Recipe | None = None
         self.cut = False
         self.lost_with: Replica | None = None
@@ -460,6 +463,7 @@ class Binding:
     def _attached(self, params: dict[str, Any]) -> None:
         """Note that the client is attached, by a create or resume with ``params``."""
         self.recipe = recipe.merged(self.recipe, params)
+        self.bound = True
         if not self.attached and self.session is not None:
             self.attached = True
             self._hub.session_attached(self.session)
@@ -606,6 +610,7 @@ class Binding:
                     await recovery.journal_settled(hub, lost, session.id, link)
                 async with session.attaching:
                     await self._resume_silently(link, session)
+                self.bound = True
                 await recovery.finish_turn(hub, self, session, link)
                 break
             except (RpcError, SessionNotFoundError) as refused:
@@ -749,6 +754,9 @@ class Binding:
             await asyncio.sleep(_SAVE_DELAY)
             await self._save(link, session.id)
         except LinkLostError:
+            if self.client.closed or not self.attached:
+                # Nobody is left to be told.
+                session.turn.acknowledged(prompt)
             return
         except RpcError as error:
             hub.log.warning(
@@ -785,6 +793,7 @@ class Binding:
 
     def _turn_lost(self) -> None:
         """Note that a turn, if one runs, is no longer followed on the client's link."""
+        self.bound = False
         session = self.session
         if session is None or not self.attached or not session.turn.runs:
             return

@@ -504,6 +504,25 @@ async def test_the_one_that_comes_first_sends_for_the_other(stage: Stage) -> Non
     assert stage.cli.unanswered == []
 
 
+async def test_all_that_lost_it_hear_what_is_said_next(stage: Stage) -> None:
+    alice, other, _ = await two_clients(stage)
+    await sends(stage, alice, TOLD)
+    stage.cli.dies()
+    await stage.cli.returns()
+    (await comes_first(stage, alice)).answers({})
+    await tells_history(stage, user(TOLD))
+    late = await stage.cli.gets("session.resume")
+    assert late.line.link.client is other.core
+    await stage.settle()
+    assert stage.cli.unanswered == []
+    late.answers({})
+    (await stage.cli.gets("session.sendMessages")).answers({})
+    for actor in (alice, other):
+        stage.cli.line_of(actor).says(event("s", "assistant.message"), event("s", "session.idle"))
+        await actor.hears_event("assistant.message")
+        await actor.hears_event("session.idle")
+
+
 async def test_the_one_that_comes_after_the_end_hears_of_it(stage: Stage) -> None:
     alice, other, _ = await two_clients(stage)
     await sends(stage, alice, TOLD)
@@ -623,6 +642,25 @@ async def test_a_replica_that_dies_while_it_saves_what_is_written(make_stage: Ma
     await stage.settle()
     assert stage.cli.unanswered == []
     assert not stage.hub.sessions["s"].turn.busy
+
+
+async def test_a_prompt_whose_client_has_gone_is_owed_to_nobody(make_stage: MakeStage) -> None:
+    """Owed for ever, it would keep the session busy, and its replica from being drained."""
+    stage = await make_stage("cli-0", options={"durable": True})
+    alice = await stage.client("alice")
+    await with_history_durably(stage, alice)
+    other = await stage.client("alice")
+    await other.resumes("s")
+    await stage.settle()
+    alice.asks("session.send", sessionId="s", prompt="hi")
+    asked = await stage.cli.gets("session.send")
+    asked.answers({"messageId": TOLD})
+    asked.line.emits("s", "assistant.turn_start")
+    alice.leaves()
+    line = stage.cli.line_of(other)
+    line.emits("s", "user.message", messageId=TOLD, content="hi")
+    line.emits("s", "session.idle")
+    await eventually(lambda: not stage.hub.sessions["s"].turn.busy)
 
 
 async def test_a_save_that_hangs_is_asked_for_again(make_stage: MakeStage) -> None:
