@@ -12,14 +12,10 @@ from tests.chaos.report import complaints, table
 from tests.chaos.run import Options, run
 from tests.chaos.schedule import Kind
 
-FAULTS = (Kind.KILL, Kind.RESTART, Kind.DRAIN, Kind.RECONNECT, Kind.REDIS)
-"""One thing at a time; the long run also kills gateways and freezes replicas meanwhile."""
-
 LONGEST = 240.0
 """Seconds; about eighty when nothing gets stuck."""
 
 
-@pytest.mark.chaos
 @pytest.mark.real
 @pytest.mark.redis
 # The SDK leaves sockets and coroutines to the garbage collector when a connection breaks.
@@ -29,8 +25,9 @@ async def test_no_conversation_suffers(tmp_path: Path, caplog: pytest.LogCapture
     caplog.set_level(logging.CRITICAL, "copilot")  # it logs every broken connection at length
     caplog.set_level(logging.INFO, "tests.chaos")
     async with asyncio.timeout(LONGEST):
-        result = await run(Options(seconds=40.0, sessions=10, seed=1, kinds=FAULTS, keep=tmp_path))
+        # Of this seed's faults each kind strikes within the time.
+        result = await run(Options(seconds=40.0, sessions=10, seed=7, keep=tmp_path))
     shown = "\n".join([table([result]), *complaints(result)])
-    assert set(result.faults) == set(FAULTS), shown
+    assert set(result.faults) == set(Kind), shown
     assert result.gaps, shown  # some turn was in the middle
     assert result.good, shown

@@ -163,11 +163,7 @@ async def test_two_clients_come_back_to_two_gateways(make_fleet: MakeFleet) -> N
 
 
 @pytest.mark.parametrize("point", ["assistant.message_delta", "permission.requested"])
-@pytest.mark.parametrize(
-    "kind",
-    # On a busy machine the real CLI may end the session while the client resumes it: see failover.
-    ["fake", pytest.param("real", marks=[pytest.mark.real])],
-)
+@pytest.mark.parametrize("kind", KINDS)
 async def test_its_gateway_is_killed(make_fleet: MakeFleet, kind: str, point: str) -> None:
     """The CLI ends the turn with its last connection; the next gateway takes it up."""
     fleet = await make_fleet(kind, 2, shared=True)
