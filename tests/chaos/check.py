@@ -173,7 +173,9 @@ def check_model_calls(calls: Iterable[Sequence[int]]) -> list[str]:
         # Of the branches left behind, the longest that this call goes on from.
         back = max((old for old in abandoned if call[: len(old)] == old), key=len, default=())
         grows = call[: len(tip)] == tip
-        if len(back) > len(tip) or (back and not grows):
+        # A prompt that was lost with its replica and sent again adds itself and nothing more.
+        at_once = grows and len(call) > len(tip) + 1
+        if (len(back) > len(tip) and at_once) or (back and not grows):
             abandoned.remove(back)
             forks.append(f"the model was shown {_tail(tip)}, then again {_tail(call)}")
         if not grows:

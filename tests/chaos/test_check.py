@@ -122,6 +122,10 @@ def test_a_lost_prompt_is_no_fork() -> None:
     assert check_model_calls([[1], [1, 2], [1, 3], [1, 3, 4]]) == []
 
 
+def test_a_prompt_that_is_sent_again_is_no_fork() -> None:
+    assert check_model_calls([[1], [1, 2], [1, 2, 3], [1, 2], [1, 2, 3], [1, 2, 3, 4]]) == []
+
+
 def test_two_copies_that_go_on_are_forks() -> None:
     forks = check_model_calls([[1], [1, 2], [1, 3], [1, 2, 4], [1, 3, 5]])
     assert len(forks) == 2
