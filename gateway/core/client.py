@@ -19,6 +19,7 @@ import orjson
 from gateway import errors
 from gateway.core import answers
 from gateway.core.admission import Admission
+from gateway.core.binding import Binding
 from gateway.core.lane import MAX_DIRECT_BYTES, pass_requests
 from gateway.core.link import Link, LinkLostError
 from gateway.core.pending import Hook, Pending, PendingHook
@@ -26,7 +27,7 @@ from gateway.core.placer import no_lease
 from gateway.core.ports import Entry
 from gateway.core.recipe import after_call, changes_recipe
 from gateway.core.request import Request
-from gateway.core.session import Binding, Session, SessionNotFoundError
+from gateway.core.session import Session, SessionNotFoundError
 from gateway.core.stats import MethodStats, Stats, TenantStats, method_class
 from gateway.core.turn import REPEATABLE
 from gateway.errors import RpcError

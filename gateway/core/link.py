@@ -22,11 +22,11 @@ from gateway.wire.methods import SERVER_METHODS
 from gateway.wire.stream import Kind
 
 if TYPE_CHECKING:
+    from gateway.core.binding import Binding
     from gateway.core.client import Client
     from gateway.core.hub import Hub
     from gateway.core.ports import Sink
     from gateway.core.replica import Replica
-    from gateway.core.session import Binding
 
 _OWN_ID_PREFIX = f"gateway-{secrets.token_hex(8)}-"
 """Ids of the gateway's own requests; clients cannot guess one, so theirs never collide."""

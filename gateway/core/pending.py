@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gateway.core.binding import Binding
     from gateway.core.link import Link
     from gateway.core.request import Request
-    from gateway.core.session import Binding
     from gateway.core.stats import MethodStats
     from gateway.policy.rules import MethodRule
 

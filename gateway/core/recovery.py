@@ -22,9 +22,10 @@ from gateway.errors import RpcError
 from gateway.wire import envelope
 
 if TYPE_CHECKING:
+    from gateway.core.binding import Binding
     from gateway.core.hub import Hub
     from gateway.core.replica import Replica
-    from gateway.core.session import Binding, Session
+    from gateway.core.session import Session
 
 INTERRUPTED = "The replica died during this turn, and the turn could not be finished"
 

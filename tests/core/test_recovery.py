@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from gateway import errors
+from gateway.core import binding as binding_module
 from gateway.core import recovery
-from gateway.core import session as session_module
 from tests.core.conftest import MakeStage
 from tests.support.playbook import Actor, Ask, Line, Message, Stage, event
 from tests.support.rpc import frame
@@ -1078,7 +1078,7 @@ async def test_a_turn_that_ends_right_behind_the_question_has_ended(stage: Stage
 
 async def test_a_clash_is_waited_out(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another gateway lingers on the session: it leaves when it sees somebody come."""
-    monkeypatch.setattr(session_module, "_CLASH_PAUSE", 0.001)
+    monkeypatch.setattr(binding_module, "_CLASH_PAUSE", 0.001)
     await stage.recorded("s", "alice")
     alice = await stage.client("alice")
     alice.asks("session.resume", sessionId="s", tools=TOOLS)
@@ -1094,7 +1094,7 @@ async def test_a_clash_is_waited_out(stage: Stage, monkeypatch: pytest.MonkeyPat
 
 
 async def test_a_clash_that_stays_is_told(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session_module, "_CLASH_PAUSE", 0.001)
+    monkeypatch.setattr(binding_module, "_CLASH_PAUSE", 0.001)
     await stage.recorded("s", "alice")
     stage.cli.knows["session.resume"] = _clashes
     alice = await stage.client("alice")
