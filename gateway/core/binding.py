@@ -537,7 +537,7 @@ class Binding:
                     continue
                 lost = self.lost_with
                 if session.turn.cut and lost is not None and lost is not link.replica:
-                    await recovery.journal_settled(hub, lost, session.id, link)
+                    await recovery.journal_settled(hub, session.id, link)
                 async with session.attaching:
                     await self._resume_silently(link, session)
                 self.bound = True

@@ -247,8 +247,7 @@ class Hub:
         self._state(replica, replica.health.failed(self.now(), reason))
 
     def note_gone(self, replica: Replica, reason: str) -> None:
-        """Note that a replica's process has ended."""
-        replica.exited = True
+        """Note that a replica's process has ended, or was told to."""
         self._state(replica, replica.health.gone(self.now(), reason))
 
     def drain(self, name: str, draining: bool) -> None:
@@ -272,7 +271,7 @@ class Hub:
         replica = link.replica
         replica.control = link
         replica.incarnation = self.placer.incarnations.get(replica.name, 0)
-        replica.exited = replica.fenced = False
+        replica.fenced = False
         self.files_gone = False
         replica.up_since = self.now()
         self._hello = link.replica.hello

@@ -24,7 +24,6 @@ from gateway.wire import envelope
 if TYPE_CHECKING:
     from gateway.core.binding import Binding
     from gateway.core.hub import Hub
-    from gateway.core.replica import Replica
     from gateway.core.session import Session
 
 INTERRUPTED = "The replica died during this turn, and the turn could not be finished"
@@ -53,7 +52,7 @@ _MAX_ATTEMPTS = 5
 """Times that is done before the turn is given up."""
 
 
-async def journal_settled(hub: Hub, lost: Replica, session_id: str, link: Link) -> None:
+async def journal_settled(hub: Hub, session_id: str, link: Link) -> None:
     """Wait until a replica that was lost in the middle of a turn writes no more.
 
     One that ends in good order closes its connections first, and then writes what is left: a
@@ -61,7 +60,6 @@ async def journal_settled(hub: Hub, lost: Replica, session_id: str, link: Link) 
 
     Args:
         hub: the worker's hub.
-        lost: the replica.
         session_id: the session.
         link: to another replica on the same storage.
 
@@ -71,7 +69,7 @@ async def journal_settled(hub: Hub, lost: Replica, session_id: str, link: Link) 
     """
     started = quiet_since = hub.now()
     seen: Any = None
-    while not lost.exited and hub.now() < min(quiet_since + _QUIET, started + _QUIET_MAX):
+    while hub.now() < min(quiet_since + _QUIET, started + _QUIET_MAX):
         try:
             found = await link.request(
                 "sessions.getMetadata", {"sessionId": session_id}, hub.limits.ask_timeout

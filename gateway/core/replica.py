@@ -26,7 +26,6 @@ class Replica:
         hello: the result of its last handshake.
         nudged: set when something happened that a prober should look at now.
         incarnation: the registry's number of the process that the control link was opened to.
-        exited: its process is known to have ended.
         fenced: that process is known to be gone, and holds on its sessions were voided.
         up_since: when the control link was opened.
     """
@@ -34,7 +33,6 @@ class Replica:
     __slots__ = (
         "_reachable",
         "control",
-        "exited",
         "fenced",
         "health",
         "hello",
@@ -56,7 +54,6 @@ class Replica:
         self.version = ""
         self.hello: dict[str, Any] = {}
         self.incarnation = 0
-        self.exited = False
         self.fenced = False
         self.up_since = 0.0
         self.nudged = asyncio.Event()

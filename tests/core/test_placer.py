@@ -149,19 +149,6 @@ async def test_what_a_replica_still_writes_at_its_end_is_waited_for(
     assert looks > 4, "it was written to until the fourth look, and then quiet for some"
 
 
-async def test_of_a_process_that_has_ended_nothing_more_is_to_come(make_stage: MakeStage) -> None:
-    stage = await make_stage("cli-0", "cli-1", options=FREE)
-    alice = await stage.client("alice")
-    home = (await alice.creates("s")).line.replica
-    await turn(stage, alice)
-    await alice.prompts("s")
-    (other,) = [one for one in stage.replicas.values() if one is not home]
-    del other.knows["sessions.getMetadata"]
-    stage.hub.note_gone(stage.hub.replicas[home.name], "not running")
-    await other.gets("session.resume")
-    assert other.unanswered == []
-
-
 async def test_a_dead_replicas_sessions_move(make_stage: MakeStage) -> None:
     stage = await make_stage("cli-0", "cli-1", options=FREE)
     alice = await stage.client("alice")

@@ -193,7 +193,8 @@ async def roll(gateway: GatewayProcess, url: str) -> None:
             assert status < 300, body
 
         async def replaced() -> bool:
-            assert not any(task.done() for task in running.values())
+            for task in running.values():
+                assert not task.done() or task.result() is None  # raises what it ended with
             now = await replicas(gateway)
             return all(one["pid"] not in pids.values() and one["state"] == "up" for one in now)
 
