@@ -75,12 +75,7 @@ class PendingHook(Pending):
         rewrites: bool,
         notes: bool,
     ) -> None:
-        self.link = link
-        self.binding = binding
-        self.request = request
-        self.rule = rule
-        self.stats = stats
-        self.started = started
+        super().__init__(link, binding, request, rule, stats, started)
         self.hook = hook
         self.rewrites = rewrites
         self.notes = notes
