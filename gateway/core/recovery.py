@@ -184,7 +184,7 @@ async def _catch_up(hub: Hub, binding: Binding, session: Session, link: Link) ->
     messages = failover.user_messages(history)
     for prompt in lost:
         if prompt.seen or prompt.message_id in messages:
-            _accept(session, prompt, prompt.message_id)
+            _accept(hub, session, prompt, prompt.message_id, link)
         else:
             # It may still be in the CLI's queue, which cannot be looked into.
             turn.refused(prompt)
@@ -266,7 +266,7 @@ async def _carry_on(hub: Hub, binding: Binding, session: Session, link: Link) ->
         prompt.missing = True
     for prompt, event in plan.recorded:
         prompt.missing = False
-        _accept(session, prompt, event["data"]["messageId"])
+        _accept(hub, session, prompt, event["data"]["messageId"], link)
         if not prompt.seen:
             prompt.seen = True
             data = {**event["data"], "messageId": prompt.message_id}
@@ -293,7 +293,7 @@ async def _carry_on(hub: Hub, binding: Binding, session: Session, link: Link) ->
     )
     if plan.complete and not plan.missing:
         data = {"aborted": True} if turn.aborting else {}
-        turn.ended()
+        turn.idle()
         tell(session, _event("session.idle", data))
 
 
@@ -364,13 +364,19 @@ async def _restore_pending(binding: Binding, session: Session, link: Link, patie
         binding.tell(_event(event["type"], event["data"]))
 
 
-def _accept(session: Session, prompt: Prompt, message_id: str | None) -> None:
+def _accept(hub: Hub, session: Session, prompt: Prompt, message_id: str | None, link: Link) -> None:
     """Note that the CLI has a prompt, and answer its sender if the CLI's answer was lost."""
     owed = not prompt.acknowledged
     session.turn.accepted(prompt, message_id)
-    if owed:
-        session.turn.acknowledged(prompt)
-        prompt.sender.client.respond(prompt.request, {"messageId": prompt.message_id})
+    if not owed:
+        return
+    result = {"messageId": prompt.message_id}
+    if hub.durable:
+        answer = envelope.result_frame(prompt.request.id, result)
+        prompt.sender.acknowledge_stored(session, prompt, link, answer)
+        return
+    session.turn.acknowledged(prompt)
+    prompt.sender.client.respond(prompt.request, result)
 
 
 async def _send_again(
@@ -395,12 +401,7 @@ async def _send_again(
         message_id = result.get("messageId") if type(result) is dict else None
         prompt.missing = False
         message_id = message_id if type(message_id) is str else None
-        if hub.durable and not prompt.acknowledged:
-            turn.accepted(prompt, message_id)
-            answer = envelope.result_frame(prompt.request.id, {"messageId": prompt.message_id})
-            prompt.sender.acknowledge_stored(session, prompt, link, answer)
-            return
-        _accept(session, prompt, message_id)
+        _accept(hub, session, prompt, message_id, link)
         if message_id is not None and told is not None:
             # SDKs wait for the events of the id that they were told.
             prompt.resent_as = message_id

@@ -638,10 +638,34 @@ async def test_a_replica_that_dies_while_it_saves_what_is_written(make_stage: Ma
     await stage.cli.gets("sessions.save")
     await comes_back(stage)
     await tells_history(stage, user(TOLD), said("e1"))
+    (await stage.cli.gets("sessions.save")).answers({})
     assert await alice.hears_result() == {"messageId": TOLD}
     await stage.settle()
     assert stage.cli.unanswered == []
     assert not stage.hub.sessions["s"].turn.busy
+
+
+async def test_what_is_found_after_a_cut_is_stored_before_it_is_acknowledged(
+    make_stage: MakeStage,
+) -> None:
+    """A CLI that only lost its connection has it in memory, and perhaps not on disk."""
+    stage = await make_stage("cli-0", options={"durable": True})
+    alice = await stage.client("alice")
+    await with_history_durably(stage, alice)
+    alice.asks("session.send", sessionId="s", prompt="hi")
+    asked = await stage.cli.gets("session.send")
+    asked.line.breaks()
+    (await stage.cli.gets("session.resume")).answers({"sessionId": "s"})
+    await tells_history(stage, user(TOLD), said("e1"))
+    saved = await stage.cli.gets("sessions.save")
+    await alice.hears_event("session.idle")
+    assert [one for one in alice.unheard if "method" not in one] == []
+    saved.line.breaks()
+    (await stage.cli.gets("session.resume")).answers({"sessionId": "s"})
+    await tells_history(stage, user(TOLD), said("e1"))
+    (await stage.cli.gets("sessions.save")).answers({})
+    assert await alice.hears_result() == {"messageId": TOLD}
+    await eventually(lambda: not stage.hub.sessions["s"].turn.busy)
 
 
 async def test_a_prompt_whose_client_has_gone_is_owed_to_nobody(make_stage: MakeStage) -> None:
