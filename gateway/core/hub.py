@@ -561,7 +561,7 @@ class Hub:
             RpcError: the registry is not available.
         """
         assert client.owner is not None
-        await self.placer.let_go(session_id)
+        await self.placer.will_hold(session_id)
         return self._learned(
             await self.registered(
                 self.registry.claim,

@@ -77,6 +77,7 @@ class Placer:
         self._examine_at = 0.0
         self._releasing: set[str] = set()
         self._letting_go: dict[str, asyncio.Future[None]] = {}
+        self._holding: set[str] = set()
         self._drains: dict[str, bool] = {}
         self.gateway_id = gateway_id
         self.free = free
@@ -191,7 +192,7 @@ class Placer:
         self._releasing.discard(session.id)
         if session.live:
             return
-        await self.let_go(session.id)
+        await self.will_hold(session.id)
         registry = self._hub.registry
         for _ in range(_ATTEMPTS):
             seen = session.placement
@@ -230,7 +231,7 @@ class Placer:
         seen = session.placement
         if self.gateway_id is None or session.held == self._grip(seen):
             return True
-        await self.let_go(session.id)
+        await self.will_hold(session.id)
         record = await self._hub.registered(
             self._hub.registry.hold, session.id, seen.epoch, self.gateway_id
         )
@@ -283,8 +284,8 @@ class Placer:
                     replica.stats.sessions += change
 
     def release_later(self, session_id: str) -> None:
-        """Let go of a session after its last client here has left it."""
-        if self.gateway_id is None:
+        """Let go of a session after its last client here has left it, if it is held."""
+        if session_id not in self._holding:
             return
         if not self._releasing:
             self._hub.tasks.call_later(_RELEASE_DELAY, self._release_now)
@@ -314,16 +315,23 @@ class Placer:
             if not self._releasing:
                 self._hub.tasks.call_later(_RELEASE_AGAIN, self._release_now)
             self._releasing.update(session_ids)
+        else:
+            self._holding.difference_update(session_ids)
         finally:
             for one in session_ids:
                 if self._letting_go.get(one) is done:
                     del self._letting_go[one]
             done.set_result(None)
 
-    async def let_go(self, session_id: str) -> None:
-        """Return once no release of a session is under way: it could undo a hold taken now."""
+    async def will_hold(self, session_id: str) -> None:
+        """Note that a session may be held from now on, whatever becomes of the call that does it.
+
+        Waits for a release of it that is under way, which could undo the hold.
+        """
         while (release := self._letting_go.get(session_id)) is not None:
             await asyncio.wait([release])
+        if self.gateway_id is not None:
+            self._holding.add(session_id)
 
     # Failing over
 
@@ -359,7 +367,7 @@ class Placer:
     async def _take_from_dead(self, session: Session, target: str) -> None:
         """Move a session off a replica that cannot serve; others may be moving it too."""
         hub = self._hub
-        await self.let_go(session.id)
+        await self.will_hold(session.id)
         seen = session.placement
         dead = hub.replicas.get(seen.replica)
         if dead is not None:
@@ -480,6 +488,7 @@ class Placer:
         for placement in held:
             session = self._hub.sessions.get(placement.session_id)
             if session is None or not session.live:
+                self._holding.add(placement.session_id)
                 self.release_later(placement.session_id)
 
     # Draining

@@ -531,6 +531,32 @@ async def test_a_release_under_way_does_not_undo_a_later_hold(
     assert await holders(first) == {"g1"}
 
 
+async def test_nothing_is_let_go_of_that_was_never_held(
+    make_stage: MakeStage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever names sessions that do not exist makes no work for the registry, and no memory."""
+    first, _ = await two_gateways(make_stage)
+    alice = await first.client("alice")
+    released: list[str] = []
+
+    async def release(self: Any, session_ids: Any, gateway_id: str) -> None:
+        released.extend(session_ids)
+
+    monkeypatch.setattr(type(first.registry), "release", release)
+    for number in range(3):
+        alice.asks("session.getMessages", sessionId=f"made-up-{number}")
+        await alice.hears_error()
+    first.time_passes(5)
+    await first.settle()
+    assert released == []
+    assert not first.hub.placer._holding
+    await alice.creates("s")
+    await first.settle()
+    await leaves(first, alice)
+    assert released == ["s"]
+    assert not first.hub.placer._holding
+
+
 async def test_a_client_that_leaves_while_its_session_moves_holds_nothing(
     make_stage: MakeStage,
 ) -> None:
