@@ -42,11 +42,15 @@ class Pair:
 
     async def start(self) -> None:
         for _ in range(2):
-            gateway = await self.fleet.local(registry=self._url, **FREE)
-            hub = gateway.worker.hub
-            hub.limits = replace(hub.limits, registry_patience=0.5)
-            self.gateways.append(gateway)
-            self.clients.append(await self.fleet.client(gateway))
+            await self.add()
+
+    async def add(self) -> None:
+        """Start one more gateway, with a client."""
+        gateway = await self.fleet.local(registry=self._url, **FREE)
+        hub = gateway.worker.hub
+        hub.limits = replace(hub.limits, registry_patience=0.5)
+        self.gateways.append(gateway)
+        self.clients.append(await self.fleet.client(gateway))
 
     def copies(self, session_id: str) -> list[str]:
         """Return the replicas that have a session in memory."""
@@ -85,13 +89,13 @@ class Pair:
         assert len(records) == 1, records
         assert self.copies(session_id) == [next(iter(records)).replica]
 
-    async def converse(self, session_id: str) -> None:
-        """Run a turn through each gateway; both clients are attached and have one conversation."""
-        for number, client in enumerate(self.clients):
+    async def converse(self, session_id: str, earlier: int = 1) -> None:
+        """Run a turn through each gateway; all clients are attached and have one conversation."""
+        for number, client in enumerate(self.clients, earlier):
             await send(client, session_id, "next")
             for one in self.clients:
                 await one.wait_event(session_id, "session.idle")
-                assert last_answer(one, session_id) == f"echo: next [user messages: {number + 2}]"
+                assert last_answer(one, session_id) == f"echo: next [user messages: {number + 1}]"
 
     async def stored(self, session_id: str) -> None:
         """Have a session on disk that is live nowhere."""
@@ -139,6 +143,18 @@ async def test_resume_and_resume(pair: Pair) -> None:
         assert outcomes == ["ok", "ok"]
         await pair.agree(session_id)
         await pair.converse(session_id)
+
+
+async def test_three_gateways(pair: Pair) -> None:
+    await pair.add()
+    for number in range(ROUNDS):
+        params = pair.fleet.params(f"s{number}")
+        outcomes = await pair.race(*[("session.create", params)] * 3)
+        assert "ok" in outcomes
+        await pair.race(*[("session.resume", params)] * 3)
+        await pair.agree(params["sessionId"])
+        assert len(set(pair.attached(params["sessionId"]))) == 1
+        await pair.converse(params["sessionId"], earlier=0)
 
 
 async def test_delete_and_resume(pair: Pair) -> None:
