@@ -793,14 +793,15 @@ class LimitsSettings:
     queue_bytes: int = setting(
         size(1 << 10),
         64 << 20,
-        "Bytes that wait per session while it is being placed or moved. One message is always "
-        "accepted.",
+        "Bytes that wait per session while it is being placed or moved, and bytes of its prompts "
+        "that were not yet worked off. One message is always accepted.",
         reloadable=True,
     )
     queue_frames: int = setting(
         integer(1),
         256,
-        "Messages that wait per session while it is being placed or moved.",
+        "Messages that wait per session while it is being placed or moved, and prompts of it that "
+        "were not yet worked off.",
         reloadable=True,
     )
 

@@ -624,9 +624,18 @@ class Binding:
             The hook, or None if more is to be looked at: nothing has been noted then.
         """
         session = self.session
-        if session is None or now >= self._hub.placer.lease_until:
+        if (
+            session is None
+            or now >= self._hub.placer.lease_until
+            or not self.takes_prompt(session, len(frame))
+        ):
             return None
         return partial(self.prompt_answered, session.turn.sent(self, (frame, rule)))
+
+    def takes_prompt(self, session: Session, size: int) -> bool:
+        """Whether a prompt may be added to those that are kept until they were worked off."""
+        limits = self._hub.limits
+        return session.turn.takes(size, limits.queue_frames, limits.queue_bytes)
 
     def prompt_answered(self, prompt: Prompt, ok: bool | None, text: bytes) -> None:
         """Note the answer to a prompt; without one it stays to be recovered."""

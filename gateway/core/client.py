@@ -647,6 +647,12 @@ class Client:
         if not self.hub.placer.has_lease:
             self.refuse(request, no_lease(self.hub.limits.retry_after))
             return False
+        if session is not None and not binding.takes_prompt(session, request.size):
+            limits = self.hub.limits
+            many = len(session.turn.prompts) >= limits.queue_frames
+            name = "queue_frames" if many else "queue_bytes"
+            self.refuse(request, answers.overloaded(name, getattr(limits, name)))
+            return False
         if self.allowance is not None and session is not None and not session.turn.busy:
             refusal = self.allowance.start_turn()
             if refusal is not None:

@@ -49,6 +49,7 @@ class Prompt:
         sender: whose it is: the object to answer to (a binding).
         message_id: the id that its sender was told or that its event had, once known.
         resent_as: the CLI's own id for it after it was sent again, or None.
+        size: bytes of the request.
         answered: the CLI has answered.
         owed: the sender is still to be told, once the prompt is in the journal.
         seen: its ``user.message`` was seen.
@@ -64,6 +65,7 @@ class Prompt:
         "resent_as",
         "seen",
         "sender",
+        "size",
     )
 
     def __init__(self, sender: Any, request: Request | Unread) -> None:
@@ -75,6 +77,7 @@ class Prompt:
         """
         self.sender = sender
         self._request = request
+        self.size: int = len(request[0]) if isinstance(request, tuple) else request.size
         self.message_id: str | None = None
         self.resent_as: str | None = None
         self.answered = False
@@ -147,6 +150,13 @@ class Turn:
         self.last_message: str | None = None
         self.last_prompt: str | None = None
 
+    def takes(self, size: int, max_prompts: int, max_bytes: int) -> bool:
+        """Whether one more prompt of ``size`` bytes may be kept in memory until the turn ends."""
+        prompts = self.prompts
+        return not prompts or (
+            len(prompts) < max_prompts and size + sum(one.size for one in prompts) <= max_bytes
+        )
+
     def sent(self, sender: Any, request: Request | Unread) -> Prompt:
         """Note that a prompt goes to the replica."""
         self.busy = True
@@ -199,7 +209,7 @@ class Turn:
             body: the notification; not needed for types that are not in :data:`TRACKED_EVENTS`.
         """
         if name == "session.idle":
-            self._idle()
+            self.idle()
         elif name == "assistant.turn_start":
             self.busy = self.started = True
         elif name in TRACKED_EVENTS:
@@ -237,7 +247,7 @@ class Turn:
                 prompt.seen = True
                 return
 
-    def _idle(self) -> None:
+    def idle(self) -> None:
         """End the turn; a prompt sent after its last look at the queue begins the next one."""
         prompts = self.prompts
         if prompts:
@@ -258,4 +268,4 @@ class Turn:
     def ended(self) -> None:
         """Note that nothing runs any more, whatever was known."""
         self.prompts.clear()
-        self._idle()
+        self.idle()

@@ -36,7 +36,7 @@ def turn_with(*prompts: tuple[str | None, str], seen: bool = False) -> Turn:
     turn.last_prompt = "m0"
     for message_id, text in prompts:
         params = {"sessionId": "s", "prompt": text}
-        prompt = turn.sent("sender", SimpleNamespace(method="session.send", params=params))
+        prompt = turn.sent("sender", SimpleNamespace(method="session.send", params=params, size=1))
         if message_id is not None:
             turn.accepted(prompt, message_id)
         prompt.seen = seen

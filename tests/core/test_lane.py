@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,8 +16,10 @@ from gateway.core import client as client_module
 from gateway.core import lane
 from gateway.core import link as link_module
 from gateway.core.hub import Limits
+from gateway.core.request import Request
 from gateway.core.session import Session
 from gateway.core.stats import Stats
+from gateway.core.turn import Prompt
 from gateway.policy.quotas import Allowance
 from gateway.wire.framing import encode
 from tests.support.playbook import Actor, Stage, event
@@ -290,7 +293,15 @@ def _has_no_lease(stage: Stage, actor: Actor) -> None:
     stage.hub.placer.lease_until = stage.now()
 
 
-@pytest.mark.parametrize("condition", [_shares, _is_limited, _is_durable, _has_no_lease])
+def _has_no_room(stage: Stage, actor: Actor) -> None:
+    rule = actor.core.direct["session.send"][0]
+    stage.hub.limits = replace(stage.hub.limits, queue_frames=0)
+    stage.hub.sessions["s"].turn.prompts.append(Prompt("sender", Request({}, rule, 1)))
+
+
+@pytest.mark.parametrize(
+    "condition", [_shares, _is_limited, _is_durable, _has_no_lease, _has_no_room]
+)
 @pytest.mark.parametrize("form", ["python", pytest.param("c", marks=ACCELERATED)])
 async def test_a_prompt_that_needs_more_does_not_pass(
     form: str, stage: Stage, condition: Callable[[Stage, Actor], None]
@@ -305,7 +316,7 @@ async def test_a_prompt_that_needs_more_does_not_pass(
     hub = stage.hub
     assert requests(PROMPT, 0, 1 << 20, alice.core, hub.stats, hub.now, 256) == 0
     assert not alice.core.pending
-    assert not hub.sessions["s"].turn.prompts
+    assert all(one.sender == "sender" for one in hub.sessions["s"].turn.prompts)
 
 
 @ACCELERATED

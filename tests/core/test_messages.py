@@ -458,8 +458,15 @@ async def test_what_waits_is_bounded_in_frames(make_stage: MakeStage) -> None:
         assert error["data"]["retryAfterMs"] > 0
     await alice.prompts("other")
     created.answers({"sessionId": "s"})
-    prompts = [(await stage.cli.gets("session.send")).params["prompt"] for _ in range(3)]
-    assert prompts == ["0", "1", "2"]
+    sends = [await stage.cli.gets("session.send") for _ in range(3)]
+    assert [one.params["prompt"] for one in sends] == ["0", "1", "2"]
+    for number, one in enumerate(sends):
+        one.answers({"messageId": f"m{number}"})
+        await alice.hears_result(ids[number])
+    # They wait on in the CLI's queue.
+    error = await alice.hears_error(alice.asks("session.send", sessionId="s", prompt="no room"))
+    assert error["data"]["limit"] == "queue_frames"
+    created.line.says(event("s", "session.idle"))
     await stage.settle()
     await alice.prompts("s", "room again")
 

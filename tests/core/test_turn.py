@@ -15,7 +15,7 @@ TOOL = "session.tools.handlePendingToolCall"
 
 
 def request(prompt: Any = "hi", method: str = "session.send") -> Any:
-    return SimpleNamespace(method=method, params={"sessionId": "s", "prompt": prompt})
+    return SimpleNamespace(method=method, params={"sessionId": "s", "prompt": prompt}, size=100)
 
 
 def sent(turn: Turn, prompt: Any = "hi") -> Prompt:
@@ -255,3 +255,15 @@ def test_an_abort_holds_until_idle() -> None:
 def test_what_can_be_sent_again() -> None:
     assert Prompt("x", request()).repeatable
     assert not Prompt("x", request(method="session.sendMessages")).repeatable
+
+
+def test_what_is_kept_of_prompts_is_bounded() -> None:
+    turn = Turn()
+    assert turn.takes(1000, 2, 250), "a single one always may"
+    sent(turn)
+    assert turn.takes(150, 2, 250)
+    assert not turn.takes(151, 2, 250)
+    sent(turn)
+    assert not turn.takes(1, 2, 250)
+    turn.ended()
+    assert turn.takes(1000, 2, 250)
