@@ -90,6 +90,30 @@ SLOT(client_tenant, "tenant_stats");
 SLOT(tenant_requests, "requests");
 SLOT(binding_open, "open");
 SLOT(binding_link, "link");
+SLOT(binding_cut, "cut");
+SLOT(binding_session, "session");
+SLOT(binding_horizon, "_horizon");
+SLOT(horizon_lease_until, "lease_until");
+SLOT(horizon_idles_until, "idles_until");
+SLOT(session_turn, "turn");
+SLOT(session_stored, "stored");
+SLOT(turn_aborting, "aborting");
+SLOT(turn_aliases, "aliases");
+SLOT(turn_answers, "answers");
+SLOT(turn_asked, "asked");
+SLOT(turn_busy, "busy");
+SLOT(turn_cut, "cut");
+SLOT(turn_prompts, "prompts");
+SLOT(turn_started, "started");
+SLOT(prompt_answered, "answered");
+SLOT(prompt_message_id, "message_id");
+SLOT(prompt_missing, "missing");
+SLOT(prompt_owed, "owed");
+SLOT(prompt_request, "_request");
+SLOT(prompt_resent_as, "resent_as");
+SLOT(prompt_seen, "seen");
+SLOT(prompt_sender, "sender");
+SLOT(prompt_size, "size");
 SLOT(link_client, "client");
 SLOT(link_closed, "closed");
 SLOT(link_sink, "sink");
@@ -123,9 +147,9 @@ static struct slot hooked_slots[] = {
 
 /* gateway.core.pending.Pending, and its subclass of those with a hook */
 static PyTypeObject *pending_type, *hooked_type;
+/* gateway.core.turn.Prompt */
+static PyTypeObject *prompt_type;
 static PyObject *write_name, *allows_name, *prompted_name, *event_name;
-
-/* --- requests ------------------------------------------------------------------------------- */
 
 enum outcome { FAILED = -1, STOP = 0, PASSED = 1 };
 
@@ -139,6 +163,119 @@ static int fill(struct slot *slot, PyObject *object, PyObject *value)
     Py_XSETREF(*at, Py_NewRef(value));
     return 1;
 }
+
+/* --- turns ---------------------------------------------------------------------------------- */
+
+/* The twins of Binding.prompted, prompt_answered and event for a turn of which nothing is special:
+ * one prompt at a time, and nothing asked, aborted or lost. For all others STOP is returned with
+ * nothing noted, and they are called. */
+
+static PyObject *turn_of(PyObject *binding)
+{
+    PyObject *session = get(&binding_session, binding);
+    return session == NULL || session == Py_None ? NULL : get(&session_turn, session);
+}
+
+/* Whether a time lies before what a slot of the binding's horizon says. */
+static int is_before(PyObject *time, struct slot *slot, PyObject *binding)
+{
+    PyObject *horizon = get(&binding_horizon, binding);
+    PyObject *until = horizon == NULL ? NULL : get(slot, horizon);
+    return until != NULL && PyFloat_CheckExact(until) && PyFloat_CheckExact(time) &&
+           PyFloat_AS_DOUBLE(time) < PyFloat_AS_DOUBLE(until);
+}
+
+/* Note a prompt; *prompt is then a new reference. */
+static enum outcome note_prompt(PyObject *binding, PyObject *frame, PyObject *rule, PyObject *now,
+                                PyObject **prompt)
+{
+    PyObject *turn = turn_of(binding);
+    PyObject *prompts = turn == NULL ? NULL : get(&turn_prompts, turn);
+    if (prompts == NULL || !PyList_CheckExact(prompts) || PyList_GET_SIZE(prompts) != 0 ||
+        !is_before(now, &horizon_lease_until, binding))
+        return STOP;
+    Py_INCREF(turn);
+    PyObject *request = PyTuple_Pack(2, frame, rule);
+    PyObject *size = PyLong_FromSsize_t(PyBytes_GET_SIZE(frame));
+    PyObject *made = prompt_type->tp_alloc(prompt_type, 0);
+    int good = request != NULL && size != NULL && made != NULL &&
+               fill(&prompt_sender, made, binding) && fill(&prompt_request, made, request) &&
+               fill(&prompt_size, made, size) && fill(&prompt_message_id, made, Py_None) &&
+               fill(&prompt_resent_as, made, Py_None) && fill(&prompt_answered, made, Py_False) &&
+               fill(&prompt_owed, made, Py_False) && fill(&prompt_seen, made, Py_False) &&
+               fill(&prompt_missing, made, Py_False) && PyList_Append(prompts, made) == 0 &&
+               fill(&turn_busy, turn, Py_True);
+    Py_XDECREF(size);
+    Py_XDECREF(request);
+    Py_DECREF(turn);
+    if (!good) {
+        Py_XDECREF(made);
+        return FAILED;
+    }
+    *prompt = made;
+    return PASSED;
+}
+
+/* Note the good answer to a prompt, whose result starts at p. */
+static enum outcome note_accepted(PyObject *prompt, const char *p, const char *end)
+{
+    PyObject *binding = get(&prompt_sender, prompt);
+    if (binding == NULL || get(&binding_session, binding) == NULL ||
+        get(&binding_session, binding) == Py_None ||
+        get(&prompt_message_id, prompt) != Py_None || !SKIP(&p, end, ":{\"messageId\":\""))
+        return STOP;
+    const char *start = p;
+    while (p < end && is_id_char((unsigned char)*p))
+        p++;
+    if (p == start || end - p != 3 || memcmp(p, "\"}}", 3) != 0)
+        return STOP;
+    PyObject *message_id = PyUnicode_DecodeASCII(start, p - start, NULL);
+    if (message_id == NULL)
+        return FAILED;
+    int good = fill(&prompt_answered, prompt, Py_True) &&
+               fill(&prompt_message_id, prompt, message_id);
+    Py_DECREF(message_id);
+    return good ? PASSED : FAILED;
+}
+
+static int is_worked_off(PyObject *prompt)
+{
+    return Py_IS_TYPE(prompt, prompt_type) && get(&prompt_missing, prompt) == Py_False &&
+           get(&prompt_owed, prompt) == Py_False &&
+           (get(&prompt_answered, prompt) == Py_True || get(&prompt_seen, prompt) == Py_True);
+}
+
+/* Note that a turn has ended. */
+static enum outcome note_idle(PyObject *binding, PyObject *now)
+{
+    PyObject *turn = turn_of(binding), *prompts, *aliases, *asked, *answers;
+    if (turn == NULL || (prompts = get(&turn_prompts, turn)) == NULL ||
+        (aliases = get(&turn_aliases, turn)) == NULL || (asked = get(&turn_asked, turn)) == NULL ||
+        (answers = get(&turn_answers, turn)) == NULL || !PyList_CheckExact(prompts) ||
+        PyList_GET_SIZE(prompts) > 1 || !PyDict_CheckExact(aliases) ||
+        PyDict_GET_SIZE(aliases) != 0 || !PyAnySet_CheckExact(asked) || PySet_GET_SIZE(asked) != 0 ||
+        !PyDict_CheckExact(answers) || PyDict_GET_SIZE(answers) != 0 ||
+        (PyList_GET_SIZE(prompts) == 1 && !is_worked_off(PyList_GET_ITEM(prompts, 0))))
+        return STOP;
+    PyObject *time = PyObject_CallNoArgs(now);
+    if (time == NULL)
+        return FAILED;
+    int silent = is_before(time, &horizon_idles_until, binding);
+    Py_DECREF(time);
+    if (!silent)
+        return STOP;
+    PyObject *session = Py_NewRef(get(&binding_session, binding));
+    Py_INCREF(turn);
+    int good = fill(&turn_busy, turn, Py_False) && fill(&turn_started, turn, Py_False) &&
+               fill(&turn_aborting, turn, Py_False) && fill(&turn_cut, turn, Py_False) &&
+               fill(&binding_cut, binding, Py_False) && fill(&session_stored, session, Py_True) &&
+               PyList_SetSlice(prompts, 0, PyList_GET_SIZE(prompts), NULL) == 0;
+    Py_DECREF(turn);
+    Py_DECREF(session);
+    return good ? PASSED : FAILED;
+}
+
+/* --- requests ------------------------------------------------------------------------------- */
 
 /* Return a new Pending, or with a hook that takes note of the answer one with a hook. */
 static PyObject *make_pending(PyObject *link, PyObject *binding, PyObject *frame, PyObject *direct,
@@ -263,8 +400,11 @@ static enum outcome forward(const struct route *route, PyObject *client, PyObjec
             return allows;
         started = PyObject_CallNoArgs(now);
     } else if ((started = PyObject_CallNoArgs(now)) != NULL) {
-        hook = PyObject_CallMethodObjArgs(route->binding, prompted_name, frame,
-                                          PyTuple_GET_ITEM(route->direct, 0), started, NULL);
+        PyObject *rule = PyTuple_GET_ITEM(route->direct, 0);
+        enum outcome noted = note_prompt(route->binding, frame, rule, started, &hook);
+        if (noted == STOP)
+            hook = PyObject_CallMethodObjArgs(route->binding, prompted_name, frame, rule, started,
+                                              NULL);
         if (hook == NULL)
             goto end;
         if (hook == Py_None) {
@@ -387,7 +527,7 @@ static int observe(PyObject *histogram, double seconds)
 /* Count an answer that arrives now, and let its hook take note of it. */
 static enum outcome note_answer(struct slot *slots, PyObject *pending, PyObject *id,
                                 PyObject *table, PyObject *load, PyObject *now,
-                                const struct span *body)
+                                const struct span *body, const char *result)
 {
     PyObject *stats = get(&slots[STATS], pending), *started = get(&slots[STARTED], pending);
     PyObject *histogram = stats == NULL ? NULL : get(&method_duration, stats);
@@ -403,10 +543,15 @@ static enum outcome note_answer(struct slot *slots, PyObject *pending, PyObject 
         return FAILED;
     if (slots == pending_slots)
         return PASSED;
+    PyObject *hook = get(&slots[HOOK], pending);
+    enum outcome noted = Py_IS_TYPE(hook, prompt_type) ? note_accepted(hook, result, body->end)
+                                                       : STOP;
+    if (noted != STOP)
+        return noted;
     PyObject *text = PyBytes_FromStringAndSize(body->start, body->end - body->start);
     if (text == NULL)
         return FAILED;
-    PyObject *done = PyObject_CallFunctionObjArgs(get(&slots[HOOK], pending), Py_True, text, NULL);
+    PyObject *done = PyObject_CallFunctionObjArgs(hook, Py_True, text, NULL);
     Py_DECREF(text);
     Py_XDECREF(done);
     return done == NULL ? FAILED : PASSED;
@@ -438,7 +583,7 @@ static enum outcome pass_answer(PyObject *link, PyObject *now, const struct span
             Py_INCREF(pending);
             Py_INCREF(table);
             Py_INCREF(load);
-            outcome = note_answer(slots, pending, id, table, load, now, body);
+            outcome = note_answer(slots, pending, id, table, load, now, body, p);
             Py_DECREF(load);
             Py_DECREF(table);
             Py_DECREF(pending);
@@ -448,8 +593,10 @@ static enum outcome pass_answer(PyObject *link, PyObject *now, const struct span
     return PyErr_Occurred() ? FAILED : outcome;
 }
 
+static const char IDLE[] = "session.idle";
+
 /* Tell the binding of an event, if the body is one. */
-static enum outcome pass_event(PyObject *link, const struct span *body)
+static enum outcome pass_event(PyObject *link, PyObject *now, const struct span *body)
 {
     struct span session_id, name;
     PyObject *client = get(&link_client, link), *bindings;
@@ -466,6 +613,14 @@ static enum outcome pass_event(PyObject *link, const struct span *body)
     if (binding == NULL)
         return PyErr_Occurred() ? FAILED : PASSED;
     Py_INCREF(binding);
+    if (name.end - name.start == sizeof IDLE - 1 && memcmp(name.start, IDLE, sizeof IDLE - 1) == 0 &&
+        get(&client_closed, client) == Py_False) {
+        enum outcome noted = note_idle(binding, now);
+        if (noted != STOP) {
+            Py_DECREF(binding);
+            return noted;
+        }
+    }
     PyObject *type = PyUnicode_DecodeASCII(name.start, name.end - name.start, NULL);
     PyObject *text = PyBytes_FromStringAndSize(body->start, body->end - body->start);
     PyObject *done = type == NULL || text == NULL
@@ -499,7 +654,7 @@ static PyObject *pass_answers(PyObject *self, PyObject *const *args, Py_ssize_t 
         if (!is_quiet(&body, &known)) {
             enum outcome outcome = STOP;
             if (body.end - body.start <= max_frame &&
-                (outcome = pass_event(args[3], &body)) == STOP) {
+                (outcome = pass_event(args[3], args[4], &body)) == STOP) {
                 outcome = pass_answer(args[3], args[4], &body);
                 passed = &answers;
             }
@@ -511,17 +666,28 @@ static PyObject *pass_answers(PyObject *self, PyObject *const *args, Py_ssize_t 
         ++*passed;
         p = body.end;
     }
-    return Py_BuildValue("nnn", (Py_ssize_t)(p - base), events, answers);
+    PyObject *passed = PyTuple_New(3);
+    Py_ssize_t values[] = {p - base, events, answers};
+    for (int i = 0; passed != NULL && i < 3; i++) {
+        PyObject *value = PyLong_FromSsize_t(values[i]);
+        if (value == NULL)
+            Py_CLEAR(passed);
+        else
+            PyTuple_SET_ITEM(passed, i, value);
+    }
+    return passed;
 }
 
 /* --- module --------------------------------------------------------------------------------- */
 
-static PyObject *set_pending(PyObject *self, PyObject *args)
+static PyObject *set_types(PyObject *self, PyObject *args)
 {
     (void)self;
-    PyObject *plain, *hooked;
-    if (!PyArg_ParseTuple(args, "O!O!", &PyType_Type, &plain, &PyType_Type, &hooked))
+    PyObject *plain, *hooked, *prompt;
+    if (!PyArg_ParseTuple(args, "O!O!O!", &PyType_Type, &plain, &PyType_Type, &hooked,
+                          &PyType_Type, &prompt))
         return NULL;
+    Py_XSETREF(prompt_type, (PyTypeObject *)Py_NewRef(prompt));
     Py_XSETREF(pending_type, (PyTypeObject *)Py_NewRef(plain));
     Py_XSETREF(hooked_type, (PyTypeObject *)Py_NewRef(hooked));
     Py_RETURN_NONE;
@@ -533,8 +699,8 @@ static PyMethodDef methods[] = {
     {"pass_answers", (PyCFunction)(void (*)(void))pass_answers, METH_FASTCALL,
      "pass_answers(data, pos, max_frame, link, now) -> (pos, events, answers)"},
     {"set_loud", set_loud, METH_O, "set_loud(names): event types that are not passed over."},
-    {"set_pending", set_pending, METH_VARARGS,
-     "set_pending(type, type): what stands for a request in flight, the second with a hook."},
+    {"set_types", set_types, METH_VARARGS,
+     "set_types(pending, pending_hook, prompt): the classes of what is made here."},
     {NULL, NULL, 0, NULL},
 };
 

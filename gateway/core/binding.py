@@ -11,7 +11,6 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
 from datetime import datetime
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from gateway import errors
@@ -99,6 +98,7 @@ class Binding:
     """
 
     __slots__ = (
+        "_horizon",
         "_hub",
         "_waiting_bytes",
         "_working",
@@ -118,6 +118,7 @@ class Binding:
 
     def __init__(self, hub: Hub, client: Client, session_id: str) -> None:
         self._hub = hub
+        self._horizon = hub.placer.horizon
         self._working = False
         self._waiting_bytes = 0
         self.client = client
@@ -599,11 +600,9 @@ class Binding:
             if name == "session.idle":
                 self.cut = False
                 session.stored = True
-                placer = self._hub.placer
-                if placer.evacuating:
-                    self._hub.tasks.call_later(0, placer.idle, session)
-                if placer.examines_storage:
-                    placer.stored(session)
+                hub = self._hub
+                if hub.now() >= self._horizon.idles_until:
+                    hub.placer.turn_ended(session)
             if self.client.closed and name in ("session.idle", "session.resume"):
                 # The turn is over, or somebody has come back for it.
                 self._hub.tasks.call_later(0, self.let_go)
@@ -626,11 +625,11 @@ class Binding:
         session = self.session
         if (
             session is None
-            or now >= self._hub.placer.lease_until
+            or now >= self._horizon.lease_until
             or not self.takes_prompt(session, len(frame))
         ):
             return None
-        return partial(self.prompt_answered, session.turn.sent(self, (frame, rule)))
+        return session.turn.sent(self, (frame, rule))
 
     def takes_prompt(self, session: Session, size: int) -> bool:
         """Whether a prompt may be added to those that are kept until they were worked off."""

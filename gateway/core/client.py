@@ -120,6 +120,7 @@ class Client:
         connect_params: what its ``connect`` said, without the token: replayed on every link.
         allowance: the quotas that apply to it, or None.
         direct: methods that pass directly to an open session; empty before it is authenticated.
+        begun: chunks of the frame that has begun and not ended.
         bindings: its sessions by id.
         links: its connections by replica name.
         pending: its requests in flight by id.
@@ -145,6 +146,7 @@ class Client:
         "_shares",
         "allowance",
         "authenticating",
+        "begun",
         "bindings",
         "closed",
         "connect_params",
@@ -183,6 +185,7 @@ class Client:
         self._buffer = framing.FrameBuffer(
             hub.limits.max_unauthenticated_frame, hub.limits.max_header
         )
+        self.begun = self._buffer.chunks
         self.authenticating = False
         self._callbacks: dict[int, tuple[Link, Any]] = {}
         self._next_callback = 0
@@ -255,18 +258,13 @@ class Client:
 
     # Bytes from the client
 
-    @property
-    def mid_frame(self) -> bool:
-        """Whether the client has begun a frame that it has not ended."""
-        return bool(self._buffer.chunks)
-
     def feed(self, data: bytes) -> None:
         """Take a chunk of the client's stream."""
         stats = self.hub.stats
         stats.bytes_from_client += len(data)
         buffer = self._buffer
         whole = data
-        if buffer.chunks:
+        if self.begun:
             joined = buffer.join(data)
             if joined is None:
                 return
@@ -674,7 +672,7 @@ class Client:
         if rule.starts_turn:
             if binding.session is None:
                 return None
-            return partial(binding.prompt_answered, binding.session.turn.sent(binding, request))
+            return binding.session.turn.sent(binding, request)
         if rule.mutates and binding.session is not None:
             binding.session.turn.called(rule.method, request.params)
         if rule.route is not Route.SESSION or changes_recipe(rule.method):

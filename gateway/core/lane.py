@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from gateway.core.pending import Pending, PendingHook
+from gateway.core.turn import Prompt
 from gateway.wire.scan import scan
 from gateway.wire.stream import LOUD_EVENTS, Kind, look, skim
 
@@ -145,7 +146,7 @@ except ImportError:
     ACCELERATED = False
 else:
     _lane.set_loud(tuple(sorted(name.encode() for name in LOUD_EVENTS)))
-    _lane.set_pending(Pending, PendingHook)
+    _lane.set_types(Pending, PendingHook, Prompt)
     pass_requests = _lane.pass_requests
     pass_answers = _lane.pass_answers
     ACCELERATED = True

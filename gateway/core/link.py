@@ -84,6 +84,7 @@ class Link:
         ready: the handshake is done; frames may be sent.
         closed: the link has ended.
         bindings: the sessions that use it.
+        begun: chunks of the frame that has begun and not ended.
         sent: bytes went to the replica since its stream was last acknowledged at once.
         answers_alone: reads in a row that held nothing but answers, with no other request under
             way; see :data:`ANSWERS_ALONE`.
@@ -99,6 +100,7 @@ class Link:
         "_opening",
         "_own",
         "answers_alone",
+        "begun",
         "bindings",
         "callbacks",
         "client",
@@ -114,6 +116,7 @@ class Link:
     def __init__(self, hub: Hub, replica: Replica, client: Client | None) -> None:
         self._hub = hub
         self._buffer = framing.FrameBuffer(hub.limits.max_replica_frame)
+        self.begun = self._buffer.chunks
         self._own: dict[str, tuple[asyncio.Future[Any], Callable[[Any], None] | None]] = {}
         self._aliases: dict[bytes, bytes] = {}
         self._aliased = False
@@ -269,11 +272,6 @@ class Link:
 
     # From the replica
 
-    @property
-    def mid_frame(self) -> bool:
-        """Whether the replica has begun a frame that it has not ended."""
-        return bool(self._buffer.chunks)
-
     def feed(self, data: bytes) -> None:
         """Take a chunk of the replica's stream."""
         hub = self._hub
@@ -281,7 +279,7 @@ class Link:
         stats.bytes_from_replica += len(data)
         buffer = self._buffer
         whole = data
-        if buffer.chunks:
+        if self.begun:
             joined = buffer.join(data)
             if joined is None:
                 self.answers_alone = 0

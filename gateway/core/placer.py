@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Iterable
+from math import inf
 from typing import TYPE_CHECKING
 
 from gateway import errors
@@ -51,6 +52,22 @@ _HANDS_OFF = 2.0
 """Seconds for which an idle session is let go of so that the last of its holders can move it."""
 
 
+class Horizon:
+    """For how long messages may pass without a question to the placer, in times of ``Hub.now``.
+
+    Attributes:
+        lease_until: until when the registry counts this worker as alive; prompts may pass until
+            then.
+        idles_until: until when the ends of turns need not be told to the placer.
+    """
+
+    __slots__ = ("idles_until", "lease_until")
+
+    def __init__(self) -> None:
+        self.lease_until = inf
+        self.idles_until = inf
+
+
 class Placer:
     """Decides and records where sessions live, for one worker.
 
@@ -58,8 +75,7 @@ class Placer:
         gateway_id: this worker's name in the registry; None where it is the registry's only user
             and need not hold anything.
         free: sessions may live on any replica, because all see the same storage.
-        examines_storage: ``free`` is found out, or checked, while running.
-        lease_until: until when (``Hub.now``) the registry counts this worker as alive.
+        horizon: what the data path has to know of all this.
         incarnations: of replicas, as last heard.
     """
 
@@ -74,26 +90,22 @@ class Placer:
     ) -> None:
         self._hub = hub
         self._slow_start = slow_start
-        self._examine_at = 0.0
+        # When to look again whether storage is shared, as is found out, or checked, while running.
+        self._examine_at = 0.0 if examines_storage else inf
         self._releasing: set[str] = set()
         self._letting_go: dict[str, asyncio.Future[None]] = {}
         self._holding: set[str] = set()
         self._drains: dict[str, bool] = {}
         self.gateway_id = gateway_id
         self.free = free
-        self.examines_storage = examines_storage
-        self.lease_until = float("inf")
+        self.horizon = Horizon()
         self.incarnations: dict[str, int] = {}
+        self._look_ahead()
 
     @property
     def has_lease(self) -> bool:
         """Whether what this worker holds is still its own."""
-        return self._hub.now() < self.lease_until
-
-    @property
-    def evacuating(self) -> bool:
-        """Whether sessions are being moved off a replica."""
-        return bool(self._drains)
+        return self._hub.now() < self.horizon.lease_until
 
     # Choosing
 
@@ -132,18 +144,22 @@ class Placer:
             self._slow_start,
         )
 
-    # Finding out about storage
-
-    def stored(self, session: Session) -> None:
-        """Use a session that has just had a turn to find out whether storage is shared.
-
-        To be called if :attr:`examines_storage`.
-        """
+    def turn_ended(self, session: Session) -> None:
+        """Use the chance that a turn has ended; to be called from the horizon's idles_until on."""
         hub = self._hub
+        if self._drains:
+            hub.tasks.call_later(0, self.idle, session)
         now = hub.now()
         if now >= self._examine_at and len(hub.replicas) > 1:
             self._examine_at = now + _EXAMINE_EVERY
             hub.tasks.call_later(_JOURNAL_DELAY, self._examine, session)
+        self._look_ahead()
+
+    def _look_ahead(self) -> None:
+        """Set from when on the ends of turns matter."""
+        self.horizon.idles_until = -inf if self._drains else self._examine_at
+
+    # Finding out about storage
 
     def _examine(self, session: Session) -> None:
         self._hub.tasks.spawn(self._compare(session), "examine storage")
@@ -505,6 +521,7 @@ class Placer:
         self._hub.drain(name, draining)
         if draining and self.free and not self._drains.get(name):
             self._drains[name] = True
+            self._look_ahead()
             self._hub.tasks.spawn(self._evacuate(name), f"drain {name}")
 
     async def _mark_again(self, name: str) -> None:
@@ -567,6 +584,7 @@ class Placer:
                 await asyncio.sleep(_DRAIN_PAUSE)
         finally:
             self._drains.pop(name, None)
+            self._look_ahead()
 
     async def _migrate(self, session: Session, replica: Replica) -> None:
         """Close an idle session on one replica and let its clients find it on another."""

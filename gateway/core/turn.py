@@ -43,7 +43,7 @@ Unread = tuple[bytes, MethodRule]
 
 
 class Prompt:
-    """A prompt on its way through a turn.
+    """A prompt on its way through a turn; as a callable, the hook of its own request.
 
     Attributes:
         sender: whose it is: the object to answer to (a binding).
@@ -84,6 +84,10 @@ class Prompt:
         self.owed = False
         self.seen = False
         self.missing = False
+
+    def __call__(self, ok: bool | None, body: bytes) -> None:
+        """Let the sender note the answer; see :data:`gateway.core.pending.Hook`."""
+        self.sender.prompt_answered(self, ok, body)
 
     @property
     def request(self) -> Request:

@@ -120,7 +120,7 @@ class ClientProtocol(asyncio.Protocol):
             client.feed(data)
             frames = stats.frames_from_client - before
             stats.time_to_replica.observe(time.perf_counter() - started, frames)
-        if client.mid_frame and self._sock is not None and not client.closed:
+        if client.begun and self._sock is not None and not client.closed:
             acknowledge(self._sock)
 
     def eof_received(self) -> bool:
@@ -211,7 +211,7 @@ class ReplicaProtocol(asyncio.Protocol):
         if (
             link.sent
             and link.answers_alone < ANSWERS_ALONE
-            and (len(data) < SHORT_READ_BYTES or link.mid_frame)
+            and (len(data) < SHORT_READ_BYTES or link.begun)
             and self._sock is not None
             and not link.closed
         ):

@@ -59,7 +59,7 @@ class Lease:
 
     def cover(self, hub: Hub) -> None:
         """Let the lease count for a hub that was made after it was taken."""
-        hub.placer.lease_until = self._hub.placer.lease_until
+        hub.placer.horizon.lease_until = self._hub.placer.horizon.lease_until
         hub.placer.incarnations = dict(self._hub.placer.incarnations)
 
     async def close(self) -> None:
@@ -82,7 +82,7 @@ class Lease:
         known = await self._hub.registry.heartbeat(placer.gateway_id, self._seconds)
         # Counted from before it was sent, so that this worker sees the lease end first.
         for hub in self._hubs():
-            hub.placer.lease_until = sent + self._seconds
+            hub.placer.horizon.lease_until = sent + self._seconds
         if not known:
             await self._republish(placer.gateway_id)
 

@@ -114,7 +114,8 @@ class FrameBuffer:
     A large frame is gathered in the chunks it arrived in and joined once.
 
     Attributes:
-        chunks: what is held; while there is nothing, :meth:`join` need not be called.
+        chunks: what is held, in one and the same list; while there is nothing, :meth:`join` need not
+            be called.
         max_frame: largest body in bytes; may be raised after authentication.
     """
 
@@ -170,7 +171,7 @@ class FrameBuffer:
 
     def _keep(self, data: bytes, pos: int, need: int) -> None:
         rest = data[pos:] if pos else data
-        self.chunks = [rest]
+        self.chunks.append(rest)
         self._have = len(rest)
         self._need = need
 

@@ -165,10 +165,10 @@ async def test_one_heartbeat_republishes_the_sessions_of_all_pools(
 
     monkeypatch.setattr(registry, "heartbeat", forgotten)
     monkeypatch.setattr(registry, "republish", republish)
-    before = [hub.placer.lease_until for hub in shared.worker.hubs]
+    before = [hub.placer.horizon.lease_until for hub in shared.worker.hubs]
     await eventually(lambda: calls)
     assert calls[0] == {"of-acme", "of-best"}
-    after = [hub.placer.lease_until for hub in shared.worker.hubs]
+    after = [hub.placer.horizon.lease_until for hub in shared.worker.hubs]
     assert len(set(after)) == 1
     assert all(new > old for new, old in zip(after, before, strict=True))
 

@@ -290,7 +290,7 @@ def _is_durable(stage: Stage, actor: Actor) -> None:
 
 
 def _has_no_lease(stage: Stage, actor: Actor) -> None:
-    stage.hub.placer.lease_until = stage.now()
+    stage.hub.placer.horizon.lease_until = stage.now()
 
 
 def _has_no_room(stage: Stage, actor: Actor) -> None:

@@ -367,13 +367,13 @@ async def test_without_a_lease_no_prompt_is_passed(make_stage: MakeStage) -> Non
     alice = await first.client("alice")
     await alice.creates("s")
     placer = first.hub.placer
-    placer.lease_until = first.hub.now() - 1
+    placer.horizon.lease_until = first.hub.now() - 1
     assert not placer.has_lease
     alice.asks("session.send", sessionId="s", prompt="hi")
     error = await alice.hears_error()
     assert error["code"] == errors.REGISTRY_UNAVAILABLE
     assert error["data"]["retryAfterMs"] > 0
-    placer.lease_until = first.hub.now() + 60
+    placer.horizon.lease_until = first.hub.now() + 60
     await alice.prompts("s")
 
 

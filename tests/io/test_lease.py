@@ -80,14 +80,14 @@ async def test_it_counts_from_before_the_heartbeat_was_sent(
     registry.stage = stage
     before = stage.now()
     await lease.start()
-    assert stage.hub.placer.lease_until - before == pytest.approx(SECONDS, abs=0.1)
+    assert stage.hub.placer.horizon.lease_until - before == pytest.approx(SECONDS, abs=0.1)
 
 
 async def test_it_is_renewed(stage: Stage, registry: Flaky, lease: Lease) -> None:
     await lease.start()
-    first = stage.hub.placer.lease_until
+    first = stage.hub.placer.horizon.lease_until
     await eventually(lambda: registry.beats >= 3)
-    assert stage.hub.placer.lease_until > first
+    assert stage.hub.placer.horizon.lease_until > first
     assert stage.hub.placer.has_lease
 
 
@@ -163,7 +163,7 @@ async def test_it_covers_a_hub_that_came_later(stage: Stage, registry: Flaky, le
     await lease.start()
     later = Stage(Limits(), registry=registry, gateway_id="g1")
     lease.cover(later.hub)
-    assert later.hub.placer.lease_until == stage.hub.placer.lease_until
+    assert later.hub.placer.horizon.lease_until == stage.hub.placer.horizon.lease_until
     assert later.hub.placer.incarnations == {"cli-0": 1}
     await later.close()
 
