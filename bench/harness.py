@@ -23,6 +23,9 @@ MESSAGES = 400
 WARM_UP = 100
 """Messages before; the interpreter specializes code that has run for a while."""
 
+TURN_EVENTS = 100
+"""Events of a turn."""
+
 RUN_EVENTS = 160
 """Events in one chunk of a burst: what a read of 64 KiB holds."""
 
@@ -35,6 +38,16 @@ _EVENT = (
     '"timestamp":"2026-01-01T00:00:00.000Z","parentId":null}}}'
 )
 _REQUEST = '{"jsonrpc":"2.0","id":%d,"method":"session.getMessages","params":{"sessionId":"%s"}}'
+_PROMPT = (
+    '{"jsonrpc":"2.0","id":%d,"method":"session.send","params":{"sessionId":"%s","prompt":"hi"}}'
+)
+_ACCEPTED = '{"jsonrpc":"2.0","id":%d,"result":{"messageId":"7c9e6679-7425-40de-944b-e07fc1f90ae7"}}'
+_IDLE = (
+    '{"jsonrpc":"2.0","method":"session.event","params":{"sessionId":"%s","event":{"type":'
+    '"session.idle","data":{"mode":"interactive"},"ephemeral":true,'
+    '"id":"00000000-0000-4000-8000-000000000000",'
+    '"timestamp":"2026-01-01T00:00:00.000Z","parentId":null}}}'
+)
 _ANSWER = '{"jsonrpc":"2.0","id":%d,"result":{"events":[]}}'
 
 
@@ -112,6 +125,16 @@ async def count(begin: Callable[[], None], end: Callable[[str], None]) -> dict[s
     case("event", line.link.feed, events[:total], to_client)
     runs = [b"".join(events[at : at + RUN_EVENTS]) for at in range(0, len(events), RUN_EVENTS)]
     case("event-run", line.link.feed, runs, to_client, RUN_EVENTS)
+
+    prompts = [encode((_PROMPT % (one, SESSION)).encode()) for one in ids]
+    burst = b"".join(events[:TURN_EVENTS]) + encode((_IDLE % SESSION).encode())
+    bursts = iter([encode((_ACCEPTED % one).encode()) + burst for one in ids])
+
+    def turn(prompt: bytes) -> None:
+        client.feed(prompt)
+        line.link.feed(next(bursts))
+
+    case("turn", turn, prompts, to_replica)
     await stage.close()
     return done
 

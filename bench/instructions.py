@@ -29,6 +29,7 @@ _TITLES = {
     "answer": "its answer, alone in its read",
     "event": "an event of 350 B, alone in its read",
     "event-run": "an event of 350 B in a run of 160",
+    "turn": "all of a turn: a prompt, its answer, 100 events and their end in one read",
 }
 _LIMIT_SECONDS = 600.0
 _TRIGGER = re.compile(r"^desc: Trigger: Client Request: (\S+)$", re.MULTILINE)

@@ -82,6 +82,8 @@ static int add(struct slot *slot, PyObject *object, long long amount)
 
 #define SLOT(variable, name) static struct slot variable = {name, NULL, NULL, 0}
 SLOT(client_closed, "closed");
+SLOT(client_old, "_old");
+SLOT(client_sink, "sink");
 SLOT(client_bindings, "bindings");
 SLOT(client_pending, "pending");
 SLOT(client_direct, "direct");
@@ -118,10 +120,16 @@ SLOT(link_client, "client");
 SLOT(link_closed, "closed");
 SLOT(link_sink, "sink");
 SLOT(link_sent, "sent");
+SLOT(link_stats, "stats");
+SLOT(link_answers_alone, "answers_alone");
 SLOT(link_replica, "replica");
 SLOT(replica_stats, "stats");
 SLOT(replica_in_flight, "in_flight");
 SLOT(stats_from_client, "frames_from_client");
+SLOT(stats_events, "events_forwarded");
+SLOT(stats_from_replica, "frames_from_replica");
+SLOT(stats_to_client, "frames_to_client");
+SLOT(stats_bytes_to_client, "bytes_to_client");
 SLOT(stats_to_replica, "frames_to_replica");
 SLOT(stats_bytes_to_replica, "bytes_to_replica");
 SLOT(method_ok, "ok");
@@ -149,7 +157,7 @@ static struct slot hooked_slots[] = {
 static PyTypeObject *pending_type, *hooked_type;
 /* gateway.core.turn.Prompt */
 static PyTypeObject *prompt_type;
-static PyObject *write_name, *allows_name, *prompted_name, *event_name;
+static PyObject *write_name, *allows_name, *prompted_name, *event_name, *zero;
 
 enum outcome { FAILED = -1, STOP = 0, PASSED = 1 };
 
@@ -633,6 +641,29 @@ static enum outcome pass_event(PyObject *link, PyObject *now, const struct span 
     return done == NULL ? FAILED : PASSED;
 }
 
+/* The twin of Link.passed and Client.write for a chunk that was passed over whole. STOP if the client
+ * wants more than that. */
+static enum outcome hand_over(PyObject *link, PyObject *data, Py_ssize_t events, Py_ssize_t answers)
+{
+    PyObject *client = get(&link_client, link), *stats = get(&link_stats, link);
+    PyObject *pending = client == NULL || client == Py_None ? NULL : get(&client_pending, client);
+    PyObject *sink = pending == NULL ? NULL : get(&client_sink, client);
+    if (stats == NULL || sink == NULL || !PyDict_CheckExact(pending) ||
+        get(&client_closed, client) != Py_False || get(&client_old, client) != Py_False)
+        return STOP;
+    int alone = events == 0 && PyDict_GET_SIZE(pending) == 0;
+    if (!(alone ? add(&link_answers_alone, link, 1) : fill(&link_answers_alone, link, zero)) ||
+        !add(&stats_events, stats, events) || !add(&stats_from_replica, stats, events + answers) ||
+        !add(&stats_to_client, stats, events + answers) ||
+        !add(&stats_bytes_to_client, stats, PyBytes_GET_SIZE(data)))
+        return FAILED;
+    Py_INCREF(sink);
+    PyObject *done = PyObject_CallMethodOneArg(sink, write_name, data);
+    Py_DECREF(sink);
+    Py_XDECREF(done);
+    return done == NULL ? FAILED : PASSED;
+}
+
 static PyObject *pass_answers(PyObject *self, PyObject *const *args, Py_ssize_t count)
 {
     (void)self;
@@ -665,6 +696,13 @@ static PyObject *pass_answers(PyObject *self, PyObject *const *args, Py_ssize_t 
         }
         ++*passed;
         p = body.end;
+    }
+    if (pos == 0 && p == end) {
+        enum outcome outcome = hand_over(args[3], args[0], events, answers);
+        if (outcome == FAILED)
+            return NULL;
+        if (outcome == PASSED)
+            Py_RETURN_NONE;
     }
     PyObject *passed = PyTuple_New(3);
     Py_ssize_t values[] = {p - base, events, answers};
@@ -714,7 +752,9 @@ PyMODINIT_FUNC PyInit__lane(void)
     allows_name = PyUnicode_InternFromString("allows");
     prompted_name = PyUnicode_InternFromString("prompted");
     event_name = PyUnicode_InternFromString("event");
-    if (write_name == NULL || allows_name == NULL || prompted_name == NULL || event_name == NULL)
+    zero = PyLong_FromLong(0);
+    if (write_name == NULL || allows_name == NULL || prompted_name == NULL || event_name == NULL ||
+        zero == NULL)
         return NULL;
     return PyModule_Create(&module);
 }

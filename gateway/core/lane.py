@@ -87,8 +87,9 @@ def pass_requests_python(
 
 def pass_answers_python(
     data: bytes, pos: int, max_frame: int, link: Link, now: Callable[[], float]
-) -> tuple[int, int, int]:
-    """Take note of answers that pass; the reference form of :func:`pass_answers`."""
+) -> tuple[int, int, int] | None:
+    """Forward what merely passes; the reference form of :func:`pass_answers`."""
+    start = pos
     events = answers = 0
     client = link.client
     while True:
@@ -121,6 +122,9 @@ def pass_answers_python(
             hook(True, data[body:end])
         answers += 1
         pos = end
+    if start == 0 and pos == len(data) and client is not None:
+        link.passed(data, events, answers, 0)
+        return None
     return pos, events, answers
 
 
@@ -133,11 +137,13 @@ limit; return where that starts.
 """
 
 pass_answers = pass_answers_python
-"""``pass_answers(data, pos, max_frame, link, now) -> (pos, events, answers)``.
+"""``pass_answers(data, pos, max_frame, link, now) -> (pos, events, answers) | None``.
 
 Pass over the replica's events, of which the loud ones are told to their binding, and over good
-answers to requests that went out on ``link`` and have no hook or one that only takes note. What was
-passed over is the caller's to forward; an answer's request is no longer in flight, and counted.
+answers to requests that went out on ``link`` and have no hook or one that only takes note; their
+requests are no longer in flight, and counted. If that is all of ``data``, it is counted and handed
+to the client as it is, and None returned. Otherwise that is left to the caller, as well as the
+frame at ``pos``.
 """
 
 try:

@@ -84,6 +84,7 @@ class Link:
         ready: the handshake is done; frames may be sent.
         closed: the link has ended.
         bindings: the sessions that use it.
+        stats: the worker's counters.
         begun: chunks of the frame that has begun and not ended.
         sent: bytes went to the replica since its stream was last acknowledged at once.
         answers_alone: reads in a row that held nothing but answers, with no other request under
@@ -109,12 +110,14 @@ class Link:
         "replica",
         "sent",
         "sink",
+        "stats",
         "version",
         "write_paused",
     )
 
     def __init__(self, hub: Hub, replica: Replica, client: Client | None) -> None:
         self._hub = hub
+        self.stats = hub.stats
         self._buffer = framing.FrameBuffer(hub.limits.max_replica_frame)
         self.begun = self._buffer.chunks
         self._own: dict[str, tuple[asyncio.Future[Any], Callable[[Any], None] | None]] = {}
@@ -234,7 +237,7 @@ class Link:
         if self.sink is not None and not self.closed:
             self.sink.write(frame)
             self.sent = True
-            stats = self._hub.stats
+            stats = self.stats
             stats.frames_to_replica += 1
             stats.bytes_to_replica += len(frame)
 
@@ -274,10 +277,9 @@ class Link:
 
     def feed(self, data: bytes) -> None:
         """Take a chunk of the replica's stream."""
-        hub = self._hub
-        stats = hub.stats
-        stats.bytes_from_replica += len(data)
+        self.stats.bytes_from_replica += len(data)
         buffer = self._buffer
+        now = self._hub.now
         whole = data
         if self.begun:
             joined = buffer.join(data)
@@ -285,14 +287,17 @@ class Link:
                 self.answers_alone = 0
                 return
             whole = joined
-        client = self.client
         if self._aliases:
             whole = self._with_aliases(whole)
+        client = self.client
         start = pos = 0
         size = len(whole)
         frames = quiet = others = 0
         while pos < size:
-            pos, events, answered = pass_answers(whole, pos, buffer.max_frame, self, hub.now)
+            passed = pass_answers(whole, pos, buffer.max_frame, self, now)
+            if passed is None:
+                return
+            pos, events, answered = passed
             quiet += events
             frames += answered
             if pos >= size:
@@ -333,16 +338,28 @@ class Link:
             if after is not None:
                 self._after = None
                 after()
-        if quiet:
-            frames += quiet
-            stats.events_forwarded += quiet
+        self.passed(whole if pos - start == size else whole[start:pos], quiet, frames, others)
+
+    def passed(self, run: bytes, events: int, others: int, looked_at: int) -> None:
+        """Count the frames of a chunk, and hand the client the last of those that are for it.
+
+        Args:
+            run: whole frames, or nothing.
+            events: events of the chunk that were passed over.
+            others: other frames of the chunk that were for the client.
+            looked_at: frames of the chunk that did not merely pass.
+        """
+        stats = self.stats
+        client = self.client
+        frames = events + others
+        stats.events_forwarded += events
         stats.frames_from_replica += frames
-        if others or quiet or client is None or client.pending:
+        if looked_at or events or client is None or client.pending:
             self.answers_alone = 0
         else:
             self.answers_alone += 1
-        if client is not None and start < pos:
-            client.write(whole if pos - start == size else whole[start:pos])
+        if client is not None and run:
+            client.write(run)
             stats.frames_to_client += frames
 
     # Message ids that clients know by another one
@@ -483,7 +500,7 @@ class Link:
         if owner is None:
             self._hub.deliver_when_known(self.client, session_id, frame)
         else:
-            self._hub.stats.lifecycle_dropped += 1
+            self.stats.lifecycle_dropped += 1
         return _DROP
 
     def _cancel(self, client: Client, body: bytes) -> None:

@@ -33,12 +33,11 @@ static inline int find_body(const char *p, const char *end, struct span *body)
 {
     if (!SKIP(&p, end, "Content-Length: "))
         return 0;
-    size_t length = 0;
-    const char *digits = p;
-    while (p < end && is_digit(*p)) {
-        if (p - digits == MAX_LENGTH_DIGITS)
-            return 0;
-        length = length * 10 + (size_t)(*p++ - '0');
+    const char *digits = p, *last = end - p > MAX_LENGTH_DIGITS ? p + MAX_LENGTH_DIGITS : end;
+    size_t length = 0, digit;
+    while (p < last && (digit = (size_t)((unsigned char)*p - '0')) <= 9) {
+        length = length * 10 + digit;
+        p++;
     }
     if (p == digits || !SKIP(&p, end, "\r\n\r\n") || (size_t)(end - p) < length)
         return 0;

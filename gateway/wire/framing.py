@@ -114,8 +114,8 @@ class FrameBuffer:
     A large frame is gathered in the chunks it arrived in and joined once.
 
     Attributes:
-        chunks: what is held, in one and the same list; while there is nothing, :meth:`join` need not
-            be called.
+        chunks: what is held, in one and the same list; while nothing is, :meth:`join` need not be
+            called.
         max_frame: largest body in bytes; may be raised after authentication.
     """
 
