@@ -81,6 +81,15 @@ static int add(struct slot *slot, PyObject *object, long long amount)
 }
 
 #define SLOT(variable, name) static struct slot variable = {name, NULL, NULL, 0}
+SLOT(reader_client, "client");
+SLOT(reader_link, "link");
+SLOT(client_reads, "reads");
+SLOT(link_reads, "reads");
+SLOT(client_authenticating, "authenticating");
+SLOT(client_begun, "begun");
+SLOT(client_buffer, "_buffer");
+SLOT(client_hub, "hub");
+SLOT(buffer_max_frame, "max_frame");
 SLOT(client_closed, "closed");
 SLOT(client_old, "_old");
 SLOT(client_sink, "sink");
@@ -121,10 +130,16 @@ SLOT(link_closed, "closed");
 SLOT(link_sink, "sink");
 SLOT(link_sent, "sent");
 SLOT(link_stats, "stats");
+SLOT(link_aliases, "_aliases");
+SLOT(link_begun, "begun");
+SLOT(link_buffer, "_buffer");
+SLOT(link_hub, "_hub");
 SLOT(link_answers_alone, "answers_alone");
 SLOT(link_replica, "replica");
 SLOT(replica_stats, "stats");
 SLOT(replica_in_flight, "in_flight");
+SLOT(stats_bytes_from_client, "bytes_from_client");
+SLOT(stats_bytes_from_replica, "bytes_from_replica");
 SLOT(stats_from_client, "frames_from_client");
 SLOT(stats_events, "events_forwarded");
 SLOT(stats_from_replica, "frames_from_replica");
@@ -157,7 +172,8 @@ static struct slot hooked_slots[] = {
 static PyTypeObject *pending_type, *hooked_type;
 /* gateway.core.turn.Prompt */
 static PyTypeObject *prompt_type;
-static PyObject *write_name, *allows_name, *prompted_name, *event_name, *zero;
+static PyObject *write_name, *allows_name, *prompted_name, *event_name, *feed_name, *timed_name,
+    *now_name, *stats_name, *acknowledge_name, *limits_name, *max_pending_name, *zero;
 
 enum outcome { FAILED = -1, STOP = 0, PASSED = 1 };
 
@@ -664,6 +680,40 @@ static enum outcome hand_over(PyObject *link, PyObject *data, Py_ssize_t events,
     return done == NULL ? FAILED : PASSED;
 }
 
+struct passed {
+    Py_ssize_t pos, events, answers;
+};
+
+/* Let the frames from passed->pos on pass. PASSED if they were all there is, and were handed over;
+ * STOP otherwise. */
+static enum outcome pass_all(PyObject *link, PyObject *data, PyObject *now, Py_ssize_t max_frame,
+                             struct passed *passed)
+{
+    const char *base = PyBytes_AS_STRING(data);
+    const char *start = base + passed->pos, *p = start, *end = base + PyBytes_GET_SIZE(data);
+    struct span body, known = {NULL, NULL};
+    while (find_body(p, end, &body)) {
+        Py_ssize_t *counter = &passed->events;
+        if (!is_quiet(&body, &known)) {
+            enum outcome outcome = STOP;
+            if (body.end - body.start <= max_frame &&
+                (outcome = pass_event(link, now, &body)) == STOP) {
+                outcome = pass_answer(link, now, &body);
+                counter = &passed->answers;
+            }
+            if (outcome == FAILED)
+                return FAILED;
+            if (outcome == STOP)
+                break;
+        }
+        ++*counter;
+        p = body.end;
+    }
+    passed->pos = p - base;
+    return start == base && p == end ? hand_over(link, data, passed->events, passed->answers)
+                                     : STOP;
+}
+
 static PyObject *pass_answers(PyObject *self, PyObject *const *args, Py_ssize_t count)
 {
     (void)self;
@@ -671,49 +721,177 @@ static PyObject *pass_answers(PyObject *self, PyObject *const *args, Py_ssize_t 
         PyErr_SetString(PyExc_TypeError, "pass_answers(data, pos, max_frame, link, now)");
         return NULL;
     }
-    Py_ssize_t pos = start_of(args);
-    if (pos < 0)
+    struct passed passed = {start_of(args), 0, 0};
+    if (passed.pos < 0)
         return NULL;
-    Py_ssize_t max_frame = PyLong_AsSsize_t(args[2]), events = 0, answers = 0;
+    Py_ssize_t max_frame = PyLong_AsSsize_t(args[2]);
     if (max_frame == -1 && PyErr_Occurred())
         return NULL;
-    const char *base = PyBytes_AS_STRING(args[0]);
-    const char *p = base + pos, *end = base + PyBytes_GET_SIZE(args[0]);
-    struct span body, known = {NULL, NULL};
-    while (find_body(p, end, &body)) {
-        Py_ssize_t *passed = &events;
-        if (!is_quiet(&body, &known)) {
-            enum outcome outcome = STOP;
-            if (body.end - body.start <= max_frame &&
-                (outcome = pass_event(args[3], args[4], &body)) == STOP) {
-                outcome = pass_answer(args[3], args[4], &body);
-                passed = &answers;
-            }
-            if (outcome == FAILED)
-                return NULL;
-            if (outcome == STOP)
-                break;
-        }
-        ++*passed;
-        p = body.end;
+    enum outcome outcome = pass_all(args[3], args[0], args[4], max_frame, &passed);
+    if (outcome == FAILED)
+        return NULL;
+    if (outcome == PASSED)
+        Py_RETURN_NONE;
+    return Py_BuildValue("nnn", passed.pos, passed.events, passed.answers);
+}
+
+/* --- reads ---------------------------------------------------------------------------------- */
+
+static long max_direct, timed_reads, short_read, answers_alone;
+
+/* Count a read; -1 with an exception, else whether it is one to be timed. */
+static int is_timed(struct slot *reads, PyObject *reader)
+{
+    if (!add(reads, reader, 1))
+        return -1;
+    long count = PyLong_AsLong(get(reads, reader));
+    return count == -1 ? -1 : count % timed_reads == 0;
+}
+
+static int is_empty_list(PyObject *list)
+{
+    return list != NULL && PyList_CheckExact(list) && PyList_GET_SIZE(list) == 0;
+}
+
+/* The largest frame that a buffer takes; -1 if that is not known. */
+static Py_ssize_t max_frame_of(PyObject *buffer)
+{
+    PyObject *value = buffer == NULL ? NULL : get(&buffer_max_frame, buffer);
+    return value == NULL || !PyLong_CheckExact(value) ? -1 : PyLong_AsSsize_t(value);
+}
+
+static enum outcome forget(PyObject *returned)
+{
+    Py_XDECREF(returned);
+    return returned == NULL ? FAILED : PASSED;
+}
+
+/* The twin of Client.feed for a chunk at whose start nothing is pending; STOP for all others. */
+static enum outcome feed_client(PyObject *client, PyObject *data)
+{
+    PyObject *hub = get(&client_hub, client), *direct = get(&client_direct, client);
+    Py_ssize_t max_frame = max_frame_of(get(&client_buffer, client));
+    if (hub == NULL || direct == NULL || !PyDict_CheckExact(direct) || max_frame < 0 ||
+        PyDict_GET_SIZE(direct) == 0 || !is_empty_list(get(&client_begun, client)) ||
+        get(&client_authenticating, client) != Py_False)
+        return PyErr_Occurred() ? FAILED : STOP;
+    PyObject *stats = PyObject_GetAttr(hub, stats_name), *now = PyObject_GetAttr(hub, now_name);
+    PyObject *limits = PyObject_GetAttr(hub, limits_name);
+    PyObject *most = limits == NULL ? NULL : PyObject_GetAttr(limits, max_pending_name);
+    Py_ssize_t max_pending = most == NULL ? -1 : PyLong_AsSsize_t(most), pos = 0;
+    enum outcome outcome = stats == NULL || now == NULL || PyErr_Occurred() ||
+                                   !add(&stats_bytes_from_client, stats, PyBytes_GET_SIZE(data))
+                               ? FAILED
+                               : PASSED;
+    if (max_frame > max_direct)
+        max_frame = max_direct;
+    while (outcome == PASSED && pos < PyBytes_GET_SIZE(data))
+        outcome = pass_request(client, stats, now, data, &pos, max_frame, max_pending);
+    if (outcome == STOP)
+        outcome = forget(PyObject_CallMethod(client, "rest", "On", data, pos));
+    Py_XDECREF(most);
+    Py_XDECREF(limits);
+    Py_XDECREF(now);
+    Py_XDECREF(stats);
+    return outcome;
+}
+
+/* The twin of Link.feed for a chunk at whose start nothing is pending; STOP for all others. */
+static enum outcome feed_link(PyObject *link, PyObject *data)
+{
+    PyObject *hub = get(&link_hub, link), *stats = get(&link_stats, link);
+    PyObject *aliases = get(&link_aliases, link);
+    Py_ssize_t max_frame = max_frame_of(get(&link_buffer, link));
+    if (hub == NULL || stats == NULL || max_frame < 0 || aliases == NULL ||
+        !PyDict_CheckExact(aliases) || PyDict_GET_SIZE(aliases) != 0 ||
+        !is_empty_list(get(&link_begun, link)))
+        return PyErr_Occurred() ? FAILED : STOP;
+    PyObject *now = PyObject_GetAttr(hub, now_name);
+    if (now == NULL || !add(&stats_bytes_from_replica, stats, PyBytes_GET_SIZE(data))) {
+        Py_XDECREF(now);
+        return FAILED;
     }
-    if (pos == 0 && p == end) {
-        enum outcome outcome = hand_over(args[3], args[0], events, answers);
-        if (outcome == FAILED)
-            return NULL;
-        if (outcome == PASSED)
-            Py_RETURN_NONE;
+    struct passed passed = {0, 0, 0};
+    enum outcome outcome = pass_all(link, data, now, max_frame, &passed);
+    Py_DECREF(now);
+    if (outcome != STOP)
+        return outcome;
+    return forget(PyObject_CallMethod(link, "rest", "Onnn", data, passed.pos, passed.events,
+                                      passed.answers));
+}
+
+/* Check the arguments (reader, data: bytes). */
+static int are_read(PyObject *const *args, Py_ssize_t count)
+{
+    if (count == 2 && PyBytes_CheckExact(args[1]))
+        return 1;
+    PyErr_SetString(PyExc_TypeError, "receive_...(reader, data: bytes)");
+    return 0;
+}
+
+static PyObject *receive_requests(PyObject *self, PyObject *const *args, Py_ssize_t count)
+{
+    (void)self;
+    if (!are_read(args, count))
+        return NULL;
+    PyObject *reader = args[0], *data = args[1], *client = get(&reader_client, reader);
+    if (client == Py_None)
+        Py_RETURN_NONE;
+    if (client == NULL) {
+        PyErr_SetString(PyExc_TypeError, "no reader of a client");
+        return NULL;
     }
-    PyObject *passed = PyTuple_New(3);
-    Py_ssize_t values[] = {p - base, events, answers};
-    for (int i = 0; passed != NULL && i < 3; i++) {
-        PyObject *value = PyLong_FromSsize_t(values[i]);
-        if (value == NULL)
-            Py_CLEAR(passed);
-        else
-            PyTuple_SET_ITEM(passed, i, value);
+    Py_INCREF(client);
+    int timed = is_timed(&client_reads, reader);
+    enum outcome outcome = timed < 0   ? FAILED
+                           : timed > 0 ? forget(PyObject_CallMethodOneArg(reader, timed_name, data))
+                                       : feed_client(client, data);
+    if (outcome == STOP)
+        outcome = forget(PyObject_CallMethodOneArg(client, feed_name, data));
+    if (outcome != FAILED && !is_empty_list(get(&client_begun, client)) &&
+        get(&client_closed, client) == Py_False)
+        outcome = forget(PyObject_CallMethodNoArgs(reader, acknowledge_name));
+    Py_DECREF(client);
+    if (outcome == FAILED)
+        return NULL;
+    Py_RETURN_NONE;
+}
+
+/* Whether the replica may be waiting for an acknowledgement. */
+static int is_waiting(PyObject *link, PyObject *data)
+{
+    PyObject *alone = get(&link_answers_alone, link);
+    return get(&link_sent, link) == Py_True && alone != NULL && PyLong_CheckExact(alone) &&
+           PyLong_AsLong(alone) < answers_alone &&
+           (PyBytes_GET_SIZE(data) < short_read || !is_empty_list(get(&link_begun, link))) &&
+           get(&link_closed, link) == Py_False;
+}
+
+static PyObject *receive_answers(PyObject *self, PyObject *const *args, Py_ssize_t count)
+{
+    (void)self;
+    if (!are_read(args, count))
+        return NULL;
+    PyObject *reader = args[0], *data = args[1], *link = get(&reader_link, reader);
+    if (link == NULL) {
+        PyErr_SetString(PyExc_TypeError, "no reader of a link");
+        return NULL;
     }
-    return passed;
+    Py_INCREF(link);
+    int timed = is_timed(&link_reads, reader);
+    enum outcome outcome = timed < 0   ? FAILED
+                           : timed > 0 ? forget(PyObject_CallMethodOneArg(reader, timed_name, data))
+                                       : feed_link(link, data);
+    if (outcome == STOP)
+        outcome = forget(PyObject_CallMethodOneArg(link, feed_name, data));
+    if (outcome != FAILED && is_waiting(link, data))
+        outcome = fill(&link_sent, link, Py_False)
+                      ? forget(PyObject_CallMethodNoArgs(reader, acknowledge_name))
+                      : FAILED;
+    Py_DECREF(link);
+    if (outcome == FAILED)
+        return NULL;
+    Py_RETURN_NONE;
 }
 
 /* --- module --------------------------------------------------------------------------------- */
@@ -731,6 +909,14 @@ static PyObject *set_types(PyObject *self, PyObject *args)
     Py_RETURN_NONE;
 }
 
+static PyObject *set_reading(PyObject *self, PyObject *args)
+{
+    (void)self;
+    if (!PyArg_ParseTuple(args, "llll", &max_direct, &timed_reads, &short_read, &answers_alone))
+        return NULL;
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef methods[] = {
     {"pass_requests", (PyCFunction)(void (*)(void))pass_requests, METH_FASTCALL,
      "pass_requests(data, pos, max_frame, client, stats, now, max_pending) -> pos"},
@@ -739,22 +925,51 @@ static PyMethodDef methods[] = {
     {"set_loud", set_loud, METH_O, "set_loud(names): event types that are not passed over."},
     {"set_types", set_types, METH_VARARGS,
      "set_types(pending, pending_hook, prompt): the classes of what is made here."},
+    {"set_reading", set_reading, METH_VARARGS,
+     "set_reading(max_direct_bytes, timed_reads, short_read_bytes, answers_alone)"},
     {NULL, NULL, 0, NULL},
+};
+
+/* A function that becomes a method where it is a class's attribute, as those in Python do. */
+static PyMethodDef received[] = {
+    {"receive_requests", (PyCFunction)(void (*)(void))receive_requests, METH_FASTCALL,
+     "receive_requests(reader, data): take what was read from a client."},
+    {"receive_answers", (PyCFunction)(void (*)(void))receive_answers, METH_FASTCALL,
+     "receive_answers(reader, data): take what was read from a replica."},
 };
 
 static struct PyModuleDef module = {
     PyModuleDef_HEAD_INIT, "_lane", NULL, -1, methods, NULL, NULL, NULL, NULL,
 };
 
+static int add_method(PyObject *to, PyMethodDef *definition)
+{
+    PyObject *function = PyCFunction_New(definition, NULL);
+    PyObject *method = function == NULL ? NULL : PyInstanceMethod_New(function);
+    int added = method == NULL ? -1 : PyModule_AddObjectRef(to, definition->ml_name, method);
+    Py_XDECREF(method);
+    Py_XDECREF(function);
+    return added;
+}
+
 PyMODINIT_FUNC PyInit__lane(void)
 {
-    write_name = PyUnicode_InternFromString("write");
-    allows_name = PyUnicode_InternFromString("allows");
-    prompted_name = PyUnicode_InternFromString("prompted");
-    event_name = PyUnicode_InternFromString("event");
-    zero = PyLong_FromLong(0);
-    if (write_name == NULL || allows_name == NULL || prompted_name == NULL || event_name == NULL ||
-        zero == NULL)
+    static const struct {
+        PyObject **name;
+        const char *text;
+    } names[] = {
+        {&write_name, "write"},   {&allows_name, "allows"}, {&prompted_name, "prompted"},
+        {&event_name, "event"},   {&feed_name, "feed"},     {&timed_name, "timed"},
+        {&now_name, "now"},       {&stats_name, "stats"},   {&acknowledge_name, "acknowledge"},
+        {&limits_name, "limits"}, {&max_pending_name, "max_pending"},
+    };
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+        if ((*names[i].name = PyUnicode_InternFromString(names[i].text)) == NULL)
+            return NULL;
+    if ((zero = PyLong_FromLong(0)) == NULL)
         return NULL;
-    return PyModule_Create(&module);
+    PyObject *made = PyModule_Create(&module);
+    if (made != NULL && (add_method(made, &received[0]) || add_method(made, &received[1])))
+        Py_CLEAR(made);
+    return made;
 }

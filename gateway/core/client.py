@@ -260,30 +260,38 @@ class Client:
 
     def feed(self, data: bytes) -> None:
         """Take a chunk of the client's stream."""
-        stats = self.hub.stats
-        stats.bytes_from_client += len(data)
-        buffer = self._buffer
+        self.hub.stats.bytes_from_client += len(data)
         whole = data
         if self.begun:
-            joined = buffer.join(data)
+            joined = self._buffer.join(data)
             if joined is None:
                 return
             whole = joined
-        pos = 0
+        self.rest(whole, self._pass(whole, 0))
+
+    def _pass(self, data: bytes, pos: int) -> int:
+        """Let requests pass that merely pass; return where the next starts."""
+        if not self.direct or self.authenticating:
+            return pos
+        hub = self.hub
+        largest = min(self._buffer.max_frame, MAX_DIRECT_BYTES)
+        return pass_requests(data, pos, largest, self, hub.stats, hub.now, hub.limits.max_pending)
+
+    def rest(self, whole: bytes, pos: int) -> None:
+        """Deal with a chunk from where not everything merely passes.
+
+        Args:
+            whole: whole frames, of which the last may be incomplete.
+            pos: where the first starts that does not merely pass; the end if they all did.
+        """
+        buffer = self._buffer
         size = len(whole)
         while pos < size and not self.closed:
             if self.direct and not self.authenticating:
-                hub = self.hub
-                largest = min(buffer.max_frame, MAX_DIRECT_BYTES)
-                pos = pass_requests(
-                    whole, pos, largest, self, stats, hub.now, hub.limits.max_pending
-                )
-                if pos == size or self.closed:
-                    return
                 found = scan(whole, pos, buffer.max_frame)
                 if found is not None:
                     self._canonical(whole, pos, found)
-                    pos = found[1]
+                    pos = self._pass(whole, found[1])
                     continue
             try:
                 header = buffer.frame(whole, pos)
@@ -300,11 +308,11 @@ class Client:
                 return
             self._count()
             body = whole[header.body : header.end]
-            pos = header.end
             if self.authenticating:
                 self._admission.hold(body)
             else:
                 self.body(body)
+            pos = self._pass(whole, header.end)
 
     def _count(self) -> None:
         self.hub.stats.frames_from_client += 1

@@ -1,6 +1,7 @@
 """The fast lane: what passes as it came, and is at most noted on its way.
 
-:func:`pass_requests` takes a client's requests about open sessions, prompts included,
+:func:`receive_requests` and :func:`receive_answers` take what was read from a client and from a
+replica. :func:`pass_requests` lets a client's requests about open sessions pass, prompts included,
 :func:`pass_answers` a replica's events and good answers: nearly all traffic. Both stop at the first
 frame that is anything else, which ``client`` and ``link`` then deal with.
 
@@ -11,7 +12,7 @@ objects. Whoever changes a form here changes both; the tests hold one against th
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 from gateway.core.pending import Pending, PendingHook
 from gateway.core.turn import Prompt
@@ -25,6 +26,54 @@ if TYPE_CHECKING:
 
 MAX_DIRECT_BYTES = 64 * 1024
 """Largest request that is tried: a larger one is most likely a prompt, and not worth two looks."""
+
+TIMED_READS = 16
+"""One read in so many is timed: looking at the clock costs a tenth of what passing a message does,
+and a distribution needs no more."""
+
+SHORT_READ_BYTES = 16 * 1024
+"""A replica's read below this may be all it may send until it is acknowledged."""
+
+ANSWERS_ALONE = 4
+"""Reads in a row with nothing but answers after which a replica is not acknowledged at once.
+
+It writes each message by itself and leaves Nagle's algorithm on, so that it may hold back the next
+one until the last is acknowledged. A client that asks one thing at a time and hears nothing besides
+will go on like that, and its next request carries the acknowledgement. A wrong guess delays one
+message by 40 ms.
+"""
+
+
+class ClientReader(Protocol):
+    """Reads what a client sends.
+
+    Attributes:
+        client: the client; None before it is admitted, and if it is turned away.
+        reads: how often something was read.
+    """
+
+    client: Client | None
+    reads: int
+
+    def timed(self, data: bytes, /) -> None:
+        """Feed the client, and measure how long that takes."""
+
+    def acknowledge(self) -> None:
+        """Acknowledge what was read without delay."""
+
+
+class LinkReader(Protocol):
+    """Reads what a replica sends; as :class:`ClientReader`, with a link that there always is."""
+
+    link: Link
+    reads: int
+
+    def timed(self, data: bytes, /) -> None:
+        """Feed the link, and measure how long that takes."""
+
+    def acknowledge(self) -> None:
+        """Acknowledge what was read without delay."""
+
 
 # A plain integer: comparing members of an enumeration costs as much as the rest of a frame.
 _EVENT, _RESPONSE = int(Kind.EVENT), int(Kind.RESPONSE)
@@ -128,6 +177,40 @@ def pass_answers_python(
     return pos, events, answers
 
 
+def receive_requests_python(reader: ClientReader, data: bytes) -> None:
+    """Take what was read from a client; the reference form of :func:`receive_requests`."""
+    client = reader.client
+    if client is None:
+        return
+    reader.reads += 1
+    if reader.reads % TIMED_READS:
+        client.feed(data)
+    else:
+        reader.timed(data)
+    if client.begun and not client.closed:
+        reader.acknowledge()
+
+
+def receive_answers_python(reader: LinkReader, data: bytes) -> None:
+    """Take what was read from a replica; the reference form of :func:`receive_answers`."""
+    link = reader.link
+    reader.reads += 1
+    if reader.reads % TIMED_READS:
+        link.feed(data)
+    else:
+        reader.timed(data)
+    # The kernel goes on acknowledging at once until the next write, which it expects to carry the
+    # acknowledgements from then on.
+    if (
+        link.sent
+        and link.answers_alone < ANSWERS_ALONE
+        and (len(data) < SHORT_READ_BYTES or link.begun)
+        and not link.closed
+    ):
+        link.sent = False
+        reader.acknowledge()
+
+
 pass_requests = pass_requests_python
 """``pass_requests(data, pos, max_frame, client, stats, now, max_pending) -> pos``.
 
@@ -146,6 +229,12 @@ to the client as it is, and None returned. Otherwise that is left to the caller,
 frame at ``pos``.
 """
 
+receive_requests: Callable[[Any, bytes], None] = receive_requests_python
+"""``receive_requests(reader, data)``: the ``data_received`` of a :class:`ClientReader`."""
+
+receive_answers: Callable[[Any, bytes], None] = receive_answers_python
+"""``receive_answers(reader, data)``: the ``data_received`` of a :class:`LinkReader`."""
+
 try:
     from gateway.core import _lane  # type: ignore[attr-defined,unused-ignore]
 except ImportError:
@@ -153,6 +242,9 @@ except ImportError:
 else:
     _lane.set_loud(tuple(sorted(name.encode() for name in LOUD_EVENTS)))
     _lane.set_types(Pending, PendingHook, Prompt)
+    _lane.set_reading(MAX_DIRECT_BYTES, TIMED_READS, SHORT_READ_BYTES, ANSWERS_ALONE)
     pass_requests = _lane.pass_requests
     pass_answers = _lane.pass_answers
+    receive_requests = _lane.receive_requests
+    receive_answers = _lane.receive_answers
     ACCELERATED = True

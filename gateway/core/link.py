@@ -33,15 +33,6 @@ _OWN_ID_PREFIX = f"gateway-{secrets.token_hex(8)}-"
 
 _own_ids = itertools.count(1)
 
-ANSWERS_ALONE = 4
-"""Reads in a row with nothing but answers after which a replica is not acknowledged at once.
-
-It writes each message by itself and leaves Nagle's algorithm on, so that it may hold back the next
-one until the last is acknowledged. A client that asks one thing at a time and hears nothing besides
-will go on like that, and its next request carries the acknowledgement. A wrong guess delays one
-message by 40 ms.
-"""
-
 _DROP, _FORWARD, _FORWARD_NOW = range(3)
 
 # Plain integers: comparing members of an enumeration costs more than all the rest of a frame.
@@ -88,7 +79,7 @@ class Link:
         begun: chunks of the frame that has begun and not ended.
         sent: bytes went to the replica since its stream was last acknowledged at once.
         answers_alone: reads in a row that held nothing but answers, with no other request under
-            way; see :data:`ANSWERS_ALONE`.
+            way; see :data:`gateway.core.lane.ANSWERS_ALONE`.
     """
 
     __slots__ = (
@@ -278,30 +269,33 @@ class Link:
     def feed(self, data: bytes) -> None:
         """Take a chunk of the replica's stream."""
         self.stats.bytes_from_replica += len(data)
-        buffer = self._buffer
-        now = self._hub.now
         whole = data
         if self.begun:
-            joined = buffer.join(data)
+            joined = self._buffer.join(data)
             if joined is None:
                 self.answers_alone = 0
                 return
             whole = joined
         if self._aliases:
             whole = self._with_aliases(whole)
+        passed = pass_answers(whole, 0, self._buffer.max_frame, self, self._hub.now)
+        if passed is not None:
+            self.rest(whole, *passed)
+
+    def rest(self, whole: bytes, pos: int, quiet: int, frames: int) -> None:
+        """Deal with a chunk in which not everything merely passes.
+
+        Args:
+            whole: whole frames, of which the last may be incomplete.
+            pos: where the first starts that does not merely pass.
+            quiet: events before it.
+            frames: other frames before it.
+        """
+        buffer = self._buffer
         client = self.client
-        start = pos = 0
+        start = others = 0
         size = len(whole)
-        frames = quiet = others = 0
         while pos < size:
-            passed = pass_answers(whole, pos, buffer.max_frame, self, now)
-            if passed is None:
-                return
-            pos, events, answered = passed
-            quiet += events
-            frames += answered
-            if pos >= size:
-                break
             found = stream.look(whole, pos, buffer.max_frame)
             if found is None:
                 try:
@@ -322,22 +316,27 @@ class Link:
             if verdict == _FORWARD:
                 frames += 1
                 pos = end
-                continue
-            # The run before this frame leaves first, so that order is kept.
-            if verdict == _FORWARD_NOW:
-                frames += 1
-                pos = end
-            if client is not None and start < pos:
-                client.write(whole[start:pos])
-            pos = start = end
-            if self._aliased:
-                # What follows the answer that named the id may name it too.
-                self._aliased = False
-                whole = whole[:pos] + self._with_aliases(whole[pos:])
-            after = self._after
-            if after is not None:
-                self._after = None
-                after()
+            else:
+                # The run before this frame leaves first, so that order is kept.
+                if verdict == _FORWARD_NOW:
+                    frames += 1
+                    pos = end
+                if client is not None and start < pos:
+                    client.write(whole[start:pos])
+                pos = start = end
+                if self._aliased:
+                    # What follows the answer that named the id may name it too.
+                    self._aliased = False
+                    whole = whole[:pos] + self._with_aliases(whole[pos:])
+                after = self._after
+                if after is not None:
+                    self._after = None
+                    after()
+            passed = pass_answers(whole, pos, buffer.max_frame, self, self._hub.now)
+            assert passed is not None, "it is not the whole chunk"
+            pos, events, answered = passed
+            quiet += events
+            frames += answered
         self.passed(whole if pos - start == size else whole[start:pos], quiet, frames, others)
 
     def passed(self, run: bytes, events: int, others: int, looked_at: int) -> None:

@@ -11,16 +11,10 @@ from typing import cast
 
 from gateway.core.client import Client
 from gateway.core.hub import Hub
-from gateway.core.link import ANSWERS_ALONE, Link
+from gateway.core.lane import receive_answers, receive_requests
+from gateway.core.link import Link
 from gateway.core.ports import Entry, Sink
 from gateway.io.sockets import Keepalive, acknowledge, is_tcp, options_of, tune
-
-SHORT_READ_BYTES = 16 * 1024
-"""A replica's read below this may be all it may send until it is acknowledged."""
-
-TIMED_READS = 16
-"""One read in so many is timed: looking at the clock costs a tenth of what passing a message does,
-and a distribution needs no more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,15 +50,15 @@ class ClientProtocol(asyncio.Protocol):
     """One accepted connection."""
 
     __slots__ = (
-        "_client",
         "_flow",
         "_gate",
         "_hub",
         "_loop",
-        "_reads",
         "_sock",
         "_stalled",
         "_transport",
+        "client",
+        "reads",
     )
 
     def __init__(self, hub: Hub, flow: Flow, gate: Gate = _open_gate) -> None:
@@ -79,8 +73,8 @@ class ClientProtocol(asyncio.Protocol):
         self._flow = flow
         self._gate = gate
         self._loop = asyncio.get_running_loop()
-        self._client: Client | None = None
-        self._reads = 0
+        self.client: Client | None = None
+        self.reads = 0
         self._sock: socket.socket | None = None
         self._stalled: asyncio.TimerHandle | None = None
         self._transport: asyncio.Transport | None = None
@@ -103,24 +97,24 @@ class ClientProtocol(asyncio.Protocol):
             tune(self._sock, self._flow.keepalive)
         transport.set_write_buffer_limits(self._flow.high_water, self._flow.low_water)
         peer, entry = admitted
-        self._client = Client(self._hub, transport, peer, entry)
+        self.client = Client(self._hub, transport, peer, entry)
 
-    def data_received(self, data: bytes) -> None:
-        """Hand a chunk to the core."""
-        client = self._client
-        if client is None:
-            return
-        self._reads += 1
-        if self._reads % TIMED_READS:
-            client.feed(data)
-        else:
-            stats = self._hub.stats
-            before = stats.frames_from_client
-            started = time.perf_counter()
-            client.feed(data)
-            frames = stats.frames_from_client - before
-            stats.time_to_replica.observe(time.perf_counter() - started, frames)
-        if client.begun and self._sock is not None and not client.closed:
+    data_received = receive_requests  # type: ignore[assignment]
+
+    def timed(self, data: bytes) -> None:
+        """Hand a chunk to the core, and measure how long that takes."""
+        client = self.client
+        assert client is not None
+        stats = self._hub.stats
+        before = stats.frames_from_client
+        started = time.perf_counter()
+        client.feed(data)
+        frames = stats.frames_from_client - before
+        stats.time_to_replica.observe(time.perf_counter() - started, frames)
+
+    def acknowledge(self) -> None:
+        """Let the client go on sending a frame that it has begun."""
+        if self._sock is not None:
             acknowledge(self._sock)
 
     def eof_received(self) -> bool:
@@ -129,8 +123,8 @@ class ClientProtocol(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         """The client does not keep up: read less for it, and not for ever."""
-        if self._client is not None:
-            self._client.pause_writing()
+        if self.client is not None:
+            self.client.pause_writing()
             self._watch()
 
     def _watch(self) -> None:
@@ -141,7 +135,7 @@ class ClientProtocol(asyncio.Protocol):
 
     def _check(self, before: int) -> None:
         """Cut the client if it has taken nothing since the last look."""
-        transport, client = self._transport, self._client
+        transport, client = self._transport, self.client
         assert transport is not None
         assert client is not None
         if transport.get_write_buffer_size() < before:
@@ -155,8 +149,8 @@ class ClientProtocol(asyncio.Protocol):
         if self._stalled is not None:
             self._stalled.cancel()
             self._stalled = None
-        if self._client is not None:
-            self._client.resume_writing()
+        if self.client is not None:
+            self.client.resume_writing()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection has ended."""
@@ -165,22 +159,22 @@ class ClientProtocol(asyncio.Protocol):
             self._sock = None
         if self._stalled is not None:
             self._stalled.cancel()
-        if self._client is not None:
-            if isinstance(exc, TimeoutError) and not self._client.closed:
+        if self.client is not None:
+            if isinstance(exc, TimeoutError) and not self.client.closed:
                 self._hub.stats.clients_cut["dead"] += 1
-            self._client.lost()
+            self.client.lost()
 
 
 class ReplicaProtocol(asyncio.Protocol):
     """One dialed connection."""
 
-    __slots__ = ("_flow", "_link", "_reads", "_sock", "_stats")
+    __slots__ = ("_flow", "_sock", "_stats", "link", "reads")
 
     def __init__(self, link: Link, hub: Hub, flow: Flow) -> None:
-        self._link = link
+        self.link = link
         self._flow = flow
         self._stats = hub.stats
-        self._reads = 0
+        self.reads = 0
         self._sock: socket.socket | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -193,45 +187,36 @@ class ReplicaProtocol(asyncio.Protocol):
             self._flow.high_water, self._flow.low_water
         )
 
-    def data_received(self, data: bytes) -> None:
-        """Hand a chunk to the core."""
-        link = self._link
-        self._reads += 1
-        if self._reads % TIMED_READS:
-            link.feed(data)
-        else:
-            stats = self._stats
-            before = stats.frames_from_replica
-            started = time.perf_counter()
-            link.feed(data)
-            frames = stats.frames_from_replica - before
-            stats.time_to_client.observe(time.perf_counter() - started, frames)
-        # The kernel goes on acknowledging at once until the next write, which it expects to carry
-        # the acknowledgements from then on.
-        if (
-            link.sent
-            and link.answers_alone < ANSWERS_ALONE
-            and (len(data) < SHORT_READ_BYTES or link.begun)
-            and self._sock is not None
-            and not link.closed
-        ):
-            link.sent = False
+    data_received = receive_answers  # type: ignore[assignment]
+
+    def timed(self, data: bytes) -> None:
+        """Hand a chunk to the core, and measure how long that takes."""
+        stats = self._stats
+        before = stats.frames_from_replica
+        started = time.perf_counter()
+        self.link.feed(data)
+        frames = stats.frames_from_replica - before
+        stats.time_to_client.observe(time.perf_counter() - started, frames)
+
+    def acknowledge(self) -> None:
+        """Let the replica go on sending."""
+        if self._sock is not None:
             acknowledge(self._sock)
 
     def pause_writing(self) -> None:
         """The replica does not keep up."""
-        self._link.pause_writing()
+        self.link.pause_writing()
 
     def resume_writing(self) -> None:
         """The replica keeps up again."""
-        self._link.resume_writing()
+        self.link.resume_writing()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection has ended."""
         if self._sock is not None:
             self._sock.detach()
             self._sock = None
-        self._link.lost(f"connection lost: {exc}" if exc else "the replica closed the connection")
+        self.link.lost(f"connection lost: {exc}" if exc else "the replica closed the connection")
 
 
 class ReplicaDialer:

@@ -14,7 +14,7 @@ async def test_every_case_is_forwarded_as_it_came() -> None:
     begun: list[None] = []
     ended: list[str] = []
     messages = await harness.count(lambda: begun.append(None), ended.append)
-    assert ended == ["request", "answer", "event", "event-run"] == list(messages)
+    assert ended == ["request", "answer", "event", "event-run", "turn"] == list(messages)
     assert len(begun) == len(ended)
     assert messages["request"] == messages["answer"] == harness.MESSAGES
 

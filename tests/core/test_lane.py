@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from math import inf
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from gateway.core import client as client_module
 from gateway.core import lane
 from gateway.core import link as link_module
 from gateway.core.hub import Limits
+from gateway.core.lane import ANSWERS_ALONE, SHORT_READ_BYTES, TIMED_READS
 from gateway.core.request import Request
 from gateway.core.session import Session
 from gateway.core.stats import Stats
@@ -31,6 +33,10 @@ ACCELERATED = pytest.mark.skipif(not lane.ACCELERATED, reason="the C form was no
 FORMS = {
     "python": (lane.pass_requests_python, lane.pass_answers_python),
     "c": (lane.pass_requests, lane.pass_answers),
+}
+READS = {
+    "python": (lane.receive_requests_python, lane.receive_answers_python),
+    "c": (lane.receive_requests, lane.receive_answers),
 }
 
 TOLD = "11111111-0000-4000-8000-000000000001"
@@ -53,8 +59,8 @@ def result(id: Any) -> bytes:
     return frame({"jsonrpc": "2.0", "id": id, "result": {"events": []}})
 
 
-def accepted(id: Any) -> bytes:
-    return frame({"jsonrpc": "2.0", "id": id, "result": {"messageId": TOLD}})
+def accepted(id: Any, message_id: str = TOLD) -> bytes:
+    return frame({"jsonrpc": "2.0", "id": id, "result": {"messageId": message_id}})
 
 
 def failure(id: Any) -> bytes:
@@ -82,7 +88,14 @@ from_replica = st.one_of(
         lambda session, name: frame(event(session, name, messageId=TOLD, content="hi")),
         st.sampled_from(["s", "t", "elsewhere"]),
         st.sampled_from(
-            ["assistant.message_delta", "session.idle", "assistant.turn_start", "user.message"]
+            [
+                "assistant.message_delta",
+                "assistant.turn_start",
+                "external_tool.requested",
+                "session.idle",
+                "session.idle",
+                "user.message",
+            ]
         ),
     ),
     st.just(frame({"jsonrpc": "2.0", "id": 1, "method": "hooks.invoke", "params": {}})),
@@ -116,14 +129,44 @@ def counters(stats: Stats) -> dict[str, Any]:
     return found
 
 
-def turn_of(session: Session) -> Any:
-    prompts = [(one.request.id, one.answered, one.message_id) for one in session.turn.prompts]
-    return session.turn.busy, session.turn.started, prompts
+def fields(thing: Any, *, without: tuple[str, ...] = ()) -> dict[str, Any]:
+    return {name: getattr(thing, name) for name in thing.__slots__ if name not in without}
 
 
-async def played(form: str, script: Script, **limits: Any) -> dict[str, Any]:
+def state_of(session: Session) -> Any:
+    turn = fields(session.turn, without=("prompts",))
+    prompts = [
+        {"id": one.request.id, **fields(one, without=("_request", "sender"))}
+        for one in session.turn.prompts
+    ]
+    return turn, prompts, session.stored, [one.cut for one in session.bindings]
+
+
+class Reader:
+    """Stands for the protocol of a connection."""
+
+    __slots__ = ("client", "done", "link", "reads")
+
+    def __init__(self, client: Any = None, link: Any = None) -> None:
+        self.client = client
+        self.link = link
+        self.reads = TIMED_READS - 3
+        self.done: list[str] = []
+
+    def timed(self, data: bytes) -> None:
+        self.done.append("timed")
+        (self.client or self.link).feed(data)
+
+    def acknowledge(self) -> None:
+        self.done.append("acknowledged")
+
+
+async def played(
+    form: str, script: Script, horizon: tuple[float, float], **limits: Any
+) -> dict[str, Any]:
     """Return what a script leaves behind with one form of the lane."""
     stage = Stage(Limits(**limits))
+    receive_requests, receive_answers = READS[form]
     with pytest.MonkeyPatch.context() as patch:
         requests, answers = FORMS[form]
         patch.setattr(client_module, "pass_requests", requests)
@@ -136,13 +179,21 @@ async def played(form: str, script: Script, **limits: Any) -> dict[str, Any]:
             await stage.settle()
             [link] = alice.core.links.values()
             sink = link.sink
+            link.sent = False
+            readers = Reader(client=alice.core), Reader(link=link)
+            placer = stage.hub.placer
+            placer.horizon.lease_until, placer.horizon.idles_until = horizon
+            for session in stage.hub.sessions.values():
+                [binding] = session.bindings
+                binding.cut = True
             # The gateway's own requests have ids that grow from stage to stage.
             stage.hub.stats.bytes_from_replica = stage.hub.stats.bytes_to_replica = 0
+            stage.hub.stats.bytes_to_client = 0
             for side, data in script:
                 if side == "client" and not alice.core.closed:
-                    alice.core.feed(data)
+                    receive_requests(readers[0], data)
                 elif side == "replica" and not link.closed:
-                    link.feed(data)
+                    receive_answers(readers[1], data)
             left = {
                 "to client": bytes(alice.sink.written),
                 "to replica": bytes(sink.written).partition(b'"session.create"')[2],  # type: ignore[union-attr]
@@ -150,7 +201,9 @@ async def played(form: str, script: Script, **limits: Any) -> dict[str, Any]:
                 "closed": alice.core.closed,
                 "sent": link.sent,
                 "alone": link.answers_alone,
-                "turns": {one.id: turn_of(one) for one in stage.hub.sessions.values()},
+                "reads": [(one.reads, one.done) for one in readers],
+                "sessions": {one.id: state_of(one) for one in stage.hub.sessions.values()},
+                "horizon": fields(placer.horizon),
                 **counters(stage.hub.stats),
             }
         finally:
@@ -158,24 +211,47 @@ async def played(form: str, script: Script, **limits: Any) -> dict[str, Any]:
     return left
 
 
+OPEN = (inf, inf)
 PROMPT = request(1, "session.send", prompt="hi")
+SECOND = request(2, "session.send", prompt="and")
 DELTA, IDLE = (frame(event("s", name)) for name in ("assistant.message_delta", "session.idle"))
+ASKED = frame(event("s", "external_tool.requested", requestId="r"))
+HEARD = frame(event("s", "user.message", messageId=TOLD, content="hi"))
+
+
+def asked_and_answered(id: int) -> Script:
+    return [("client", request(id)), ("replica", result(id))]
 
 
 @ACCELERATED
-@settings(max_examples=150, deadline=None)
-@given(scripts, st.sampled_from([2, 256]))
-@example([("client", request(1) + request(1))], 256)
-@example([("client", request(1)), ("replica", result(True))], 256)
-@example([("client", request(1) + request(2) + request(3))], 2)
-@example([("client", request(1)), ("replica", failure(1) + result(1))], 256)
-@example([("client", request(1) + request(2)), ("replica", result(2) + result(1))], 256)
-@example([("client", PROMPT), ("replica", accepted(1) + DELTA + IDLE + DELTA)], 256)
-@example([("client", PROMPT + PROMPT), ("replica", failure(1) + IDLE)], 256)
-@example([("client", PROMPT), ("replica", IDLE + accepted(1))], 256)
-def test_both_forms_leave_the_same_behind(script: Script, max_pending: int) -> None:
+@settings(max_examples=200, deadline=None)
+@given(
+    scripts,
+    st.sampled_from([2, 256]),
+    st.sampled_from([(inf, inf), (inf, inf), (inf, -inf), (-inf, inf)]),
+)
+@example([("client", request(1) + request(1))], 256, OPEN)
+@example([("client", request(1)), ("replica", result(True))], 256, OPEN)
+@example([("client", request(1) + request(2) + request(3))], 2, OPEN)
+@example([("client", request(1)), ("replica", failure(1) + result(1))], 256, OPEN)
+@example([("client", request(1) + request(2)), ("replica", result(2) + result(1))], 256, OPEN)
+@example([("client", PROMPT), ("replica", accepted(1) + DELTA + IDLE + DELTA)], 256, OPEN)
+@example([("client", PROMPT), ("replica", accepted(1) + IDLE)], 256, (inf, -inf))
+@example([("client", PROMPT), ("replica", accepted(1) + IDLE)], 256, (-inf, inf))
+@example([("client", PROMPT + PROMPT), ("replica", failure(1) + IDLE)], 256, OPEN)
+@example([("client", PROMPT), ("replica", IDLE + accepted(1))], 256, OPEN)
+@example([("replica", DELTA), ("replica", DELTA), ("replica", DELTA), ("replica", IDLE)], 256, OPEN)
+@example([("client", PROMPT + SECOND), ("replica", accepted(1) + IDLE)], 256, OPEN)
+@example([("client", PROMPT), ("replica", accepted(1) + ASKED + IDLE)], 256, OPEN)
+@example([("client", PROMPT), ("replica", HEARD + accepted(1, "another") + DELTA)], 256, OPEN)
+@example([("client", request(1)), ("replica", DELTA * 100 + result(1))], 256, OPEN)
+@example([turn for n in range(6) for turn in asked_and_answered(n)], 256, OPEN)
+def test_both_forms_leave_the_same_behind(
+    script: Script, max_pending: int, horizon: tuple[float, float]
+) -> None:
     one, other = (
-        asyncio.run(played(form, script, max_pending=max_pending)) for form in ("python", "c")
+        asyncio.run(played(form, script, horizon, max_pending=max_pending))
+        for form in ("python", "c")
     )
     assert one == other
 
@@ -230,6 +306,83 @@ async def test_an_answer_that_came_on_another_link_is_not_passed(form: str, two:
     assert answers(result(77), 0, 1 << 20, other, two.hub.now) == (0, 0, 0)
     assert answers(result(77), 0, 1 << 20, link, two.hub.now) is None
     assert alice.core.pending == {}
+
+
+@pytest.mark.parametrize("form", ["python", pytest.param("c", marks=ACCELERATED)])
+async def test_ids_that_the_client_knows_by_another_name_are_replaced(
+    form: str, stage: Stage
+) -> None:
+    alice = await stage.client("alice")
+    await alice.creates("s")
+    await stage.settle()
+    [link] = alice.core.links.values()
+    other = TOLD[::-1]
+    link.alias_message(TOLD, other)
+    link._aliased = False
+    alice.sink.written.clear()
+    _, receive_answers = READS[form]
+    receive_answers(Reader(link=link), HEARD)
+    assert bytes(alice.sink.written) == HEARD.replace(TOLD.encode(), other.encode())
+
+
+@pytest.mark.parametrize("form", ["python", pytest.param("c", marks=ACCELERATED)])
+async def test_a_client_of_old_gets_what_it_can_read(form: str, stage: Stage) -> None:
+    alice = await stage.client("alice")
+    await alice.creates("s")
+    await stage.settle()
+    [link] = alice.core.links.values()
+    alice.sink.written.clear()
+    alice.core._old = True
+    _, receive_answers = READS[form]
+    receive_answers(Reader(link=link), DELTA + IDLE)
+    assert bytes(alice.sink.written) == client_module._for_old_client(DELTA + IDLE)
+
+
+@pytest.mark.parametrize("form", ["python", pytest.param("c", marks=ACCELERATED)])
+async def test_nothing_passes_while_a_client_shows_who_it_is(form: str, stage: Stage) -> None:
+    alice = await stage.client("alice")
+    await alice.creates("s")
+    await stage.settle()
+    alice.core.authenticating = True
+    receive_requests, _ = READS[form]
+    receive_requests(Reader(client=alice.core), request(1))
+    assert not alice.core.pending
+
+
+@pytest.mark.parametrize("form", ["python", pytest.param("c", marks=ACCELERATED)])
+async def test_reads_are_acknowledged_while_something_is_waited_for(
+    form: str, stage: Stage
+) -> None:
+    receive_requests, receive_answers = READS[form]
+    alice = await stage.client("alice")
+    await alice.creates("s")
+    await stage.settle()
+    [link] = alice.core.links.values()
+    for client_closed, done in ((False, ["acknowledged"]), (True, [])):
+        reader = Reader(client=alice.core)
+        alice.core.begun.append(b"Content-Length: 10\r\n\r\n")
+        alice.core.closed = client_closed
+        receive_requests(reader, b"{")
+        assert reader.done == done
+        alice.core.begun.clear()
+    alice.core.closed = False
+    receive_requests(nobody := Reader(), b"{")
+    assert nobody.reads == TIMED_READS - 3
+    receive_requests(Reader(client=alice.core), request(7))
+    for sent, alone, closed, data, done in (
+        (True, 0, False, DELTA, ["acknowledged"]),
+        (False, 0, False, DELTA, []),
+        (True, ANSWERS_ALONE + 1, False, result(7), []),
+        (True, 0, True, DELTA, []),
+        (True, 0, False, DELTA * (SHORT_READ_BYTES // len(DELTA) + 1), []),
+        (True, 0, False, DELTA * (SHORT_READ_BYTES // len(DELTA) + 1) + b"C", ["acknowledged"]),
+    ):
+        reader = Reader(link=link)
+        link.sent, link.answers_alone, link.closed = sent, alone, closed
+        receive_answers(reader, data)
+        assert reader.done == done, (sent, alone, closed, len(data))
+        assert link.sent == (sent and not done)
+        link.begun.clear()
 
 
 @pytest.mark.parametrize("form", ["python", pytest.param("c", marks=ACCELERATED)])
