@@ -54,14 +54,20 @@ static int utf8_length(const char *p, const char *end)
     return length;
 }
 
-/* Whether one of the 8 bytes ends a run of plain text: below 0x20, a quote, a backslash, or not
- * ASCII. The classic "has a byte less than / equal to" arithmetic; a false alarm costs one slow
- * step. */
-static inline int has_special(uint64_t word)
+/* The number of bytes of plain text at p, at most 8: up to one below 0x20, a quote, a backslash or
+ * one that is not ASCII. The classic "has a byte less than / equal to" arithmetic, whose borrows
+ * raise false alarms only behind a true one. */
+static inline int plain_bytes(const char *p)
 {
     const uint64_t ones = 0x0101010101010101u, tops = 0x8080808080808080u;
+    uint64_t word;
+    memcpy(&word, p, sizeof word);
+#if __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+    word = __builtin_bswap64(word); /* the first byte is to be the lowest */
+#endif
     uint64_t quote = word ^ (ones * '"'), backslash = word ^ (ones * '\\');
-    return (((word - ones * 0x20) | (quote - ones) | (backslash - ones) | word) & tops) != 0;
+    uint64_t special = ((word - ones * 0x20) | (quote - ones) | (backslash - ones) | word) & tops;
+    return special == 0 ? 8 : __builtin_ctzll(special) / 8;
 }
 
 /* Pass over a string; s->p stands behind its opening quote. */
@@ -69,13 +75,9 @@ static int scan_string(struct scanner *s, int escapes)
 {
     const char *p = s->p, *end = s->end;
     for (;;) {
-        uint64_t word;
-        while (end - p >= 8) {
-            memcpy(&word, p, 8);
-            if (has_special(word))
-                break;
-            p += 8;
-        }
+        int plain = 8;
+        while (plain == 8 && end - p >= 8)
+            p += plain = plain_bytes(p);
         if (p == end)
             return 0;
         unsigned char c = (unsigned char)*p;

@@ -335,7 +335,9 @@ async def test_a_client_of_old_gets_what_it_can_read(form: str, stage: Stage) ->
     alice.sink.written.clear()
     alice.core._old = True
     _, receive_answers = READS[form]
-    receive_answers(Reader(link=link), DELTA + frame(event("s", "session.idle", mode="interactive")))
+    receive_answers(
+        Reader(link=link), DELTA + frame(event("s", "session.idle", mode="interactive"))
+    )
     assert bytes(alice.sink.written) == DELTA + IDLE
 
 
