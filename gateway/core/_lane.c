@@ -272,7 +272,12 @@ static int is_worked_off(PyObject *prompt)
 /* Note that a turn has ended. */
 static enum outcome note_idle(PyObject *binding, PyObject *now)
 {
-    PyObject *turn = turn_of(binding), *prompts, *aliases, *asked, *answers;
+    PyObject *time = PyObject_CallNoArgs(now);
+    if (time == NULL)
+        return FAILED;
+    int silent = is_before(time, &horizon_idles_until, binding);
+    Py_DECREF(time);
+    PyObject *turn = silent ? turn_of(binding) : NULL, *prompts, *aliases, *asked, *answers;
     if (turn == NULL || (prompts = get(&turn_prompts, turn)) == NULL ||
         (aliases = get(&turn_aliases, turn)) == NULL || (asked = get(&turn_asked, turn)) == NULL ||
         (answers = get(&turn_answers, turn)) == NULL || !PyList_CheckExact(prompts) ||
@@ -280,13 +285,6 @@ static enum outcome note_idle(PyObject *binding, PyObject *now)
         PyDict_GET_SIZE(aliases) != 0 || !PyAnySet_CheckExact(asked) || PySet_GET_SIZE(asked) != 0 ||
         !PyDict_CheckExact(answers) || PyDict_GET_SIZE(answers) != 0 ||
         (PyList_GET_SIZE(prompts) == 1 && !is_worked_off(PyList_GET_ITEM(prompts, 0))))
-        return STOP;
-    PyObject *time = PyObject_CallNoArgs(now);
-    if (time == NULL)
-        return FAILED;
-    int silent = is_before(time, &horizon_idles_until, binding);
-    Py_DECREF(time);
-    if (!silent)
         return STOP;
     PyObject *session = Py_NewRef(get(&binding_session, binding));
     Py_INCREF(turn);
