@@ -577,6 +577,11 @@ class Client:
             self.sink.write(frame)
             self.hub.stats.bytes_to_client += len(frame)
 
+    @property
+    def verbatim(self) -> bool:
+        """Whether it gets frames as they came, so that they may be written in parts."""
+        return not self._old
+
     def respond(self, request: Request, result: Any) -> None:
         """Answer a request with a result of the gateway's own."""
         if request.id is not None:

@@ -271,6 +271,10 @@ class Link:
         self.stats.bytes_from_replica += len(data)
         whole = data
         if self.begun:
+            whole = self._complete(data)
+            if not whole:
+                return
+        if self.begun:
             joined = self._buffer.join(data)
             if joined is None:
                 self.answers_alone = 0
@@ -281,6 +285,29 @@ class Link:
         passed = pass_answers(whole, 0, self._buffer.max_frame, self, self._hub.now)
         if passed is not None:
             self.rest(whole, *passed)
+
+    def _complete(self, data: bytes) -> bytes:
+        """Forward a quiet event that has begun and ends in ``data``, without joining its parts.
+
+        Most of the bytes of a large event would be copied once more by that, and again to be sent.
+
+        Returns:
+            What follows it; all of ``data`` if this is nothing of the kind, or not its end yet.
+        """
+        client = self.client
+        missing = self._buffer.missing()
+        if (
+            not 0 < missing <= len(data)
+            or client is None
+            or not client.verbatim
+            or self._aliases
+            or not stream.begins_quiet(self.begun[0])
+        ):
+            return data
+        for chunk in self._buffer.release():
+            client.write(chunk)
+        self.passed(data[:missing], 1, 0, 0)
+        return data[missing:]
 
     def rest(self, whole: bytes, pos: int, quiet: int, frames: int) -> None:
         """Deal with a chunk in which not everything merely passes.

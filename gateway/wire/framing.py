@@ -119,7 +119,7 @@ class FrameBuffer:
         max_frame: largest body in bytes; may be raised after authentication.
     """
 
-    __slots__ = ("_have", "_max_header", "_need", "chunks", "max_frame")
+    __slots__ = ("_have", "_is_frame", "_max_header", "_need", "chunks", "max_frame")
 
     def __init__(self, max_frame: int, max_header: int = MAX_HEADER_BYTES) -> None:
         self.max_frame = max_frame
@@ -127,10 +127,22 @@ class FrameBuffer:
         self.chunks: list[bytes] = []
         self._have = 0
         self._need = 0
+        self._is_frame = False
 
     def __len__(self) -> int:
         """Return the number of bytes held."""
         return self._have
+
+    def missing(self) -> int:
+        """Return how many bytes the frame that is held lacks; 0 if that is not known."""
+        return max(self._need - self._have, 0) if self._is_frame else 0
+
+    def release(self) -> list[bytes]:
+        """Return what is held, in chunks, and hold it no longer."""
+        held = self.chunks.copy()
+        self.chunks.clear()
+        self._have = self._need = 0
+        return held
 
     def join(self, data: bytes) -> bytes | None:
         """Add a chunk; return everything held once it may hold a whole frame, else None."""
@@ -140,10 +152,7 @@ class FrameBuffer:
         self._have += len(data)
         if self._have < self._need:
             return None
-        whole = b"".join(self.chunks)
-        self.chunks.clear()
-        self._have = self._need = 0
-        return whole
+        return b"".join(self.release())
 
     def frame(self, data: bytes, pos: int) -> Header | None:
         """Locate the frame at ``pos``; if it is incomplete, keep the rest and return None.
@@ -165,6 +174,7 @@ class FrameBuffer:
             if header.end <= size:
                 return header
             self._keep(data, pos, header.end - pos)
+            self._is_frame = True
             return None
         self._keep(data, pos, 0)
         return None
@@ -174,6 +184,7 @@ class FrameBuffer:
         self.chunks.append(rest)
         self._have = len(rest)
         self._need = need
+        self._is_frame = False
 
 
 class FrameDecoder:

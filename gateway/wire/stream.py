@@ -58,6 +58,11 @@ _QUIET_FRAME = re.compile(
 )
 
 
+def begins_quiet(data: bytes) -> bool:
+    """Whether ``data`` begins with the start of a quiet event's frame, in the CLI's usual form."""
+    return _QUIET_FRAME.match(data) is not None
+
+
 def skim_python(data: bytes, pos: int) -> tuple[int, int]:
     """Pass over the whole quiet event frames at ``pos``; the reference form of :func:`skim`."""
     frames = 0

@@ -24,6 +24,7 @@ from gateway.core.session import Session
 from gateway.core.stats import Stats
 from gateway.core.turn import Prompt
 from gateway.policy.quotas import Allowance
+from gateway.wire import framing
 from gateway.wire.framing import encode
 from tests.support.playbook import Actor, Stage, event
 from tests.support.rpc import frame
@@ -324,6 +325,61 @@ async def test_ids_that_the_client_knows_by_another_name_are_replaced(
     _, receive_answers = READS[form]
     receive_answers(Reader(link=link), HEARD)
     assert bytes(alice.sink.written) == HEARD.replace(TOLD.encode(), other.encode())
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "alias", "joins"),
+    [
+        ("assistant.message_delta", False, False, 1),
+        ("assistant.message", False, False, 2),
+        ("assistant.message_delta", True, False, 2),
+        ("assistant.message_delta", False, True, 2),
+    ],
+)
+@pytest.mark.parametrize("after", [b"", IDLE, DELTA + DELTA[:30]])
+async def test_a_large_event_passes_in_the_parts_that_it_came_in(
+    stage: Stage,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    old: bool,
+    alias: bool,
+    joins: int,
+    after: bytes,
+) -> None:
+    """Unless somebody has to look into it, or to change it."""
+    alice = await stage.client("alice")
+    await alice.creates("s")
+    await stage.settle()
+    [link] = alice.core.links.values()
+    alice.core._old = old
+    if alias:
+        link.alias_message(TOLD, TOLD[::-1])
+        link._aliased = False
+    large = frame(event("s", name, id="e1", content="x" * 1000, messageId="m"))
+    joined: list[bytes] = []
+    join = framing.FrameBuffer.join
+
+    def counted(buffer: framing.FrameBuffer, data: bytes) -> bytes | None:
+        if buffer is link._buffer:
+            joined.append(data)
+        return join(buffer, data)
+
+    monkeypatch.setattr(framing.FrameBuffer, "join", counted)
+    stats = stage.hub.stats
+    before = stats.frames_from_replica, stats.frames_to_client, stats.bytes_to_client
+    alice.sink.written.clear()
+    for part in (DELTA + large[:400], large[400:800], large[800:] + after):
+        link.feed(part)
+    assert len(joined) == joins
+    whole = DELTA + large + (IDLE if after == IDLE else DELTA if after else b"")
+    assert bytes(alice.sink.written) == whole
+    frames = 3 if after else 2
+    assert (stats.frames_from_replica, stats.frames_to_client, stats.bytes_to_client) == (
+        before[0] + frames,
+        before[1] + frames,
+        before[2] + len(whole),
+    )
+    assert bool(link.begun) == after.endswith(DELTA[:30])
 
 
 @pytest.mark.parametrize("form", ["python", pytest.param("c", marks=ACCELERATED)])
