@@ -302,6 +302,8 @@ def _publish_results(found: Sequence[Result]) -> None:
             text = f"{text}\n{images}\n"
             if short := report.proxies(result, scenarios.PROXIES):
                 report.publish(FRONT_PAGE, "table: proxies", short)
+        if kind == "sdk":
+            report.publish(FRONT_PAGE, "table: sdk", text)
         report.publish(README, kind, text)
     sections = capacity.sections(kinds.get("scenarios"), kinds.get("cli"))
     for section, text in sections.items():

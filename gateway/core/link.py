@@ -61,6 +61,10 @@ _ASKS_A_PERSON = frozenset({"userInput.request", "exitPlanMode.request"})
 """What a replica may ask of a client that has gone: a person is waited for."""
 
 
+_LARGE_BYTES = 256 * 1024
+"""What is held of a frame from which on it costs less to write its parts than to join them."""
+
+
 class LinkLostError(Exception):
     """The link ended before an answer came."""
 
@@ -287,9 +291,7 @@ class Link:
             self.rest(whole, *passed)
 
     def _complete(self, data: bytes) -> bytes:
-        """Forward a quiet event that has begun and ends in ``data``, without joining its parts.
-
-        Most of the bytes of a large event would be copied once more by that, and again to be sent.
+        """Forward a large quiet event that has begun and ends in ``data``, without joining it.
 
         Returns:
             What follows it; all of ``data`` if this is nothing of the kind, or not its end yet.
@@ -298,6 +300,7 @@ class Link:
         missing = self._buffer.missing()
         if (
             not 0 < missing <= len(data)
+            or len(self._buffer) < _LARGE_BYTES
             or client is None
             or not client.verbatim
             or self._aliases

@@ -142,5 +142,5 @@ def test_each_kind_of_result_is_published_where_it_belongs(
 def test_the_documentation_has_the_sections() -> None:
     pages = [command.README, command.FRONT_PAGE, command.CAPACITY_PAGE]
     text = "".join(page.read_text() for page in pages)
-    for name in (*MARKED, "sdk"):
+    for name in (*MARKED, "sdk", "table: sdk"):
         assert f"<!-- {name} -->" in text and f"<!-- /{name} -->" in text

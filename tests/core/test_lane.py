@@ -328,12 +328,13 @@ async def test_ids_that_the_client_knows_by_another_name_are_replaced(
 
 
 @pytest.mark.parametrize(
-    ("name", "old", "alias", "joins"),
+    ("name", "size", "old", "alias", "joins"),
     [
-        ("assistant.message_delta", False, False, 1),
-        ("assistant.message", False, False, 2),
-        ("assistant.message_delta", True, False, 2),
-        ("assistant.message_delta", False, True, 2),
+        ("assistant.message_delta", 300_000, False, False, 1),
+        ("assistant.message_delta", 1_000, False, False, 2),
+        ("assistant.message", 300_000, False, False, 2),
+        ("assistant.message_delta", 300_000, True, False, 2),
+        ("assistant.message_delta", 300_000, False, True, 2),
     ],
 )
 @pytest.mark.parametrize("after", [b"", IDLE, DELTA + DELTA[:30]])
@@ -341,6 +342,7 @@ async def test_a_large_event_passes_in_the_parts_that_it_came_in(
     stage: Stage,
     monkeypatch: pytest.MonkeyPatch,
     name: str,
+    size: int,
     old: bool,
     alias: bool,
     joins: int,
@@ -355,7 +357,7 @@ async def test_a_large_event_passes_in_the_parts_that_it_came_in(
     if alias:
         link.alias_message(TOLD, TOLD[::-1])
         link._aliased = False
-    large = frame(event("s", name, id="e1", content="x" * 1000, messageId="m"))
+    large = frame(event("s", name, id="e1", content="x" * size, messageId="m"))
     joined: list[bytes] = []
     join = framing.FrameBuffer.join
 
@@ -368,7 +370,7 @@ async def test_a_large_event_passes_in_the_parts_that_it_came_in(
     stats = stage.hub.stats
     before = stats.frames_from_replica, stats.frames_to_client, stats.bytes_to_client
     alice.sink.written.clear()
-    for part in (DELTA + large[:400], large[400:800], large[800:] + after):
+    for part in (DELTA + large[:400], large[400:-500], large[-500:] + after):
         link.feed(part)
     assert len(joined) == joins
     whole = DELTA + large + (IDLE if after == IDLE else DELTA if after else b"")
