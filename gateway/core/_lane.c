@@ -191,8 +191,8 @@ static int fill(struct slot *slot, PyObject *object, PyObject *value)
 /* --- turns ---------------------------------------------------------------------------------- */
 
 /* The twins of Binding.prompted, prompt_answered and event for a turn of which nothing is special:
- * one prompt at a time, and nothing asked, aborted or lost. For all others STOP is returned with
- * nothing noted, and they are called. */
+ * one prompt at a time, and nothing asked or sent again. For all others STOP is returned with nothing
+ * noted, and they are called. */
 
 static PyObject *turn_of(PyObject *binding)
 {
@@ -818,6 +818,19 @@ static enum outcome feed_link(PyObject *link, PyObject *data)
                                       passed.answers));
 }
 
+/* Have a client or a link take what was read: timed now and then, by itself or in Python. */
+static enum outcome take(struct slot *reads, PyObject *reader, PyObject *taker, PyObject *data,
+                         enum outcome (*feed)(PyObject *, PyObject *))
+{
+    int timed = is_timed(reads, reader);
+    if (timed < 0)
+        return FAILED;
+    if (timed)
+        return forget(PyObject_CallMethodOneArg(reader, timed_name, data));
+    enum outcome outcome = feed(taker, data);
+    return outcome == STOP ? forget(PyObject_CallMethodOneArg(taker, feed_name, data)) : outcome;
+}
+
 /* Check the arguments (reader, data: bytes). */
 static int are_read(PyObject *const *args, Py_ssize_t count)
 {
@@ -840,12 +853,7 @@ static PyObject *receive_requests(PyObject *self, PyObject *const *args, Py_ssiz
         return NULL;
     }
     Py_INCREF(client);
-    int timed = is_timed(&client_reads, reader);
-    enum outcome outcome = timed < 0   ? FAILED
-                           : timed > 0 ? forget(PyObject_CallMethodOneArg(reader, timed_name, data))
-                                       : feed_client(client, data);
-    if (outcome == STOP)
-        outcome = forget(PyObject_CallMethodOneArg(client, feed_name, data));
+    enum outcome outcome = take(&client_reads, reader, client, data, feed_client);
     if (outcome != FAILED && !is_empty_list(get(&client_begun, client)) &&
         get(&client_closed, client) == Py_False)
         outcome = forget(PyObject_CallMethodNoArgs(reader, acknowledge_name));
@@ -876,12 +884,7 @@ static PyObject *receive_answers(PyObject *self, PyObject *const *args, Py_ssize
         return NULL;
     }
     Py_INCREF(link);
-    int timed = is_timed(&link_reads, reader);
-    enum outcome outcome = timed < 0   ? FAILED
-                           : timed > 0 ? forget(PyObject_CallMethodOneArg(reader, timed_name, data))
-                                       : feed_link(link, data);
-    if (outcome == STOP)
-        outcome = forget(PyObject_CallMethodOneArg(link, feed_name, data));
+    enum outcome outcome = take(&link_reads, reader, link, data, feed_link);
     if (outcome != FAILED && is_waiting(link, data))
         outcome = fill(&link_sent, link, Py_False)
                       ? forget(PyObject_CallMethodNoArgs(reader, acknowledge_name))
