@@ -111,7 +111,7 @@ class FrameBuffer:
     """Holds the incomplete frame at the end of a stream, and nothing else.
 
     A caller scans each chunk in place with :func:`read_header`; only what is left over comes here.
-    A large frame is gathered in the chunks it arrived in and joined once.
+    A large frame is gathered in the chunks it arrived in, and joined once or released in them.
 
     Attributes:
         chunks: what is held, in one and the same list; while nothing is, :meth:`join` need not be

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import signal
 import tempfile
@@ -19,6 +20,7 @@ from tests.chaos.check import (
     check_history,
     check_model_calls,
     longest_gap,
+    tag_of,
 )
 from tests.chaos.clients import (
     RESUME_BOUND,
@@ -33,6 +35,8 @@ from tests.chaos.faults import Chaos, Struck
 from tests.chaos.fleet import Fleet
 from tests.chaos.report import Result
 from tests.chaos.schedule import REGISTRY_KINDS, Kind, plan
+
+log = logging.getLogger("tests.chaos")
 
 SESSIONS_PER_CLIENT = 4
 GUEST_EVERY = 3
@@ -247,6 +251,11 @@ class _Run:
                 for journal in journals:
                     if history is not None:
                         findings.join(check_history(record.session, record.prompts, journal))
+                for one in history or []:
+                    tag = tag_of(one.text)
+                    if not one.user and tag is not None and tag[1] in findings.tool_lost:
+                        # Only the answer shows what became of the result.
+                        log.info("%s: answered prompt %d: %s", record.session, tag[1], one.text)
                 if len(journals) > 1:
                     findings.forks.append(f"{len(journals)} replicas have a journal of it")
                 findings.forks += check_model_calls(shown.get(record.session, []))
