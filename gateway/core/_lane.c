@@ -282,7 +282,7 @@ static enum outcome note_idle(PyObject *binding, PyObject *now)
         (aliases = get(&turn_aliases, turn)) == NULL || (asked = get(&turn_asked, turn)) == NULL ||
         (answers = get(&turn_answers, turn)) == NULL || !PyList_CheckExact(prompts) ||
         PyList_GET_SIZE(prompts) > 1 || !PyDict_CheckExact(aliases) ||
-        PyDict_GET_SIZE(aliases) != 0 || !PyAnySet_CheckExact(asked) || PySet_GET_SIZE(asked) != 0 ||
+        PyDict_GET_SIZE(aliases) != 0 || !PyDict_CheckExact(asked) || PyDict_GET_SIZE(asked) != 0 ||
         !PyDict_CheckExact(answers) || PyDict_GET_SIZE(answers) != 0 ||
         (PyList_GET_SIZE(prompts) == 1 && !is_worked_off(PyList_GET_ITEM(prompts, 0))))
         return STOP;

@@ -45,15 +45,20 @@ def _resolver(outcome: asyncio.Future[Answer]) -> Callable[[bool | None, bytes],
     return resolve
 
 
-_CLASHES = 20
-"""Times that a clash of tool names is waited out before the client hears of it."""
+_CLASHES = 80
+"""Times that a clash of tool names is waited out before the client hears of it: longer than
+:data:`_STEADY_PATIENCE`, for which another gateway may keep them."""
 
-_CLASH_PAUSE = 0.1
-"""Seconds between two of them."""
+_CLASH_PAUSE = 0.025
+"""Seconds between two of them: for so long the turn may be without its tools."""
 
 _SAVE_DELAY = 0.02
 """Seconds after an event by which the CLI has handed it to the writer that a save flushes: it was
 seen to miss events of the last few milliseconds, never those of the last 10."""
+
+_STEADY_PATIENCE, _STEADY_POLL = 1.0, 0.01
+"""Seconds that leaving a turn waits for at most, while the CLI may be looking for tools, and
+between two looks at whether it still may. It does so for 10 to 100 ms."""
 
 _DETACH_TIMEOUT = 5.0
 """Seconds that a replica has to detach a session before the link is closed instead."""
@@ -320,7 +325,7 @@ class Binding:
         if not fresh:
             self._join(session)
             await hub.placer.occupy(session)
-        answer = await self._attach(request, session)
+        answer, _ = await self._attach(request, session)
         if answer is None and fresh:
             await hub.forget(placement)
         hub.audit.record(
@@ -342,10 +347,10 @@ class Binding:
         if cut and "continuePendingWork" not in request.params:
             params = {**request.params, "continuePendingWork": True}
             request.message = {**request.message, "params": params}
-        answer = await self._attach(request, session)
+        answer, clashed = await self._attach(request, session)
         if answer is not None:
             session.stored = True
-            if cut:
+            if (cut or clashed) and not self._in_company(session):
                 await self._revive(session, recovery.revive_turn)
             elif joins and session.turn.busy:
                 await self._revive(session, recovery.show_pending)
@@ -356,11 +361,14 @@ class Binding:
             outcome="failed" if answer is None else "ok",
         )
 
-    async def _attach(self, request: Request, session: Session) -> bytes | None:
-        """Send a create or resume until it is answered; return the answer if it succeeded.
+    async def _attach(self, request: Request, session: Session) -> tuple[bytes | None, bool]:
+        """Send a create or resume until it is answered.
 
         A replica that dies before it answers has attached nobody and, of a new session, stored
         nothing: asking again is safe.
+
+        Returns:
+            The answer if it succeeded, and whether somebody had to leave the session first.
         """
         clashes = 0
         while True:
@@ -374,22 +382,23 @@ class Binding:
                 ok, text = await outcome if request.id is not None else (False, b"")
             if ok is None:
                 if self.client.closed:
-                    return None
+                    return None, False
                 continue
             if not ok and clashes < _CLASHES and _is_clash(text):
-                # Perhaps a turn lingers on another gateway, which leaves when somebody comes.
-                await self._make_way(link, first=not clashes)
+                # The end of a connection may be noticed after the next one has come. Or a turn
+                # lingers on another gateway, which leaves when somebody comes.
+                if not await self._take_over(session):
+                    await self._make_way(link, first=not clashes)
                 clashes += 1
                 continue
             if not ok:
                 if not self.attached:
                     self.leave()
-                return None
-            if self.session is not session:
-                # Since the answer came it was closed for everybody, or the client has gone.
-                return text
-            self._attached(request.params)
-            return text
+                return None, False
+            if self.session is session:
+                self._attached(request.params)
+            # Else it was closed for everybody since the answer came, or the client has gone.
+            return text, clashes > 0
 
     def _attached(self, params: dict[str, Any]) -> None:
         """Note that the client is attached, by a create or resume with ``params``."""
@@ -440,6 +449,7 @@ class Binding:
             link = await self._reach(session)
             await link.request("session.resume", {**named, "disableResume": True}, patience)
             self._attached({})
+            await self._steady(session)
             for binding in gone:
                 if binding.link is not None:
                     await binding.link.request("session.detach", named, patience)
@@ -451,6 +461,12 @@ class Binding:
         for binding in gone:
             binding.let_go()
         return True
+
+    async def _steady(self, session: Session) -> None:
+        """Wait, but not for long, for a moment at which leaving takes no tools from the turn."""
+        give_up_at = self._hub.now() + _STEADY_PATIENCE
+        while session.turn.about_to_ask and self._hub.now() < give_up_at:
+            await asyncio.sleep(_STEADY_POLL)
 
     async def _cut(self, session: Session) -> bool:
         """Whether a session that is not live here may have been at work not long ago.
@@ -596,7 +612,7 @@ class Binding:
         """Note a loud event that passes to the client; see :meth:`Turn.event`."""
         session = self.session
         if session is not None:
-            session.turn.event(name, body)
+            session.turn.event(self, name, body)
             if name == "session.idle":
                 self.cut = False
                 session.stored = True
@@ -605,7 +621,7 @@ class Binding:
                     hub.placer.turn_ended(session)
             if self.client.closed and name in ("session.idle", "session.resume"):
                 # The turn is over, or somebody has come back for it.
-                self._hub.tasks.call_later(0, self.let_go)
+                self._leave_steadily(session)
 
     def tell(self, event: Event) -> None:
         """Send the client an event of the gateway's own."""
@@ -747,18 +763,24 @@ class Binding:
     def lingers(self) -> bool:
         """Whether its turn goes on for its sake if the client is lost.
 
-        Not if somebody else is attached: the CLI goes on for them, and would wait for this one.
+        Not if somebody else is attached: the CLI goes on for them, and would wait for this one. Its
+        tools stay for the moment that the CLI may be looking for them.
         """
         session = self.session
-        return (
-            self.attached
-            and session is not None
-            and session.turn.busy
-            and not any(
-                one.attached and one is not self and not one.client.closed
-                for one in session.bindings
-            )
+        if session is None or not self.attached or not session.turn.busy:
+            return False
+        return session.turn.about_to_ask or not self._in_company(session)
+
+    def _in_company(self, session: Session) -> bool:
+        return any(
+            one.attached and one is not self and not one.client.closed for one in session.bindings
         )
+
+    def linger(self) -> None:
+        """Stay in the session without the client, until its turn is over or somebody comes."""
+        session = self.session
+        if session is not None and self._in_company(session):
+            self._leave_steadily(session)
 
     @property
     def opening(self) -> bool:
@@ -785,6 +807,15 @@ class Binding:
             self.leave()
 
     # Leaving
+
+    def _leave_steadily(self, session: Session) -> None:
+        """Leave a session on a link that outlived its client, when that takes no tools from it."""
+
+        async def leave() -> None:
+            await self._steady(session)
+            self.let_go()
+
+        self._hub.tasks.spawn(leave(), f"leave {session.id}")
 
     def let_go(self) -> None:
         """Leave a session on a link that outlived its client, and close the link after the last."""

@@ -1112,7 +1112,9 @@ class Client:
             binding.waiting.clear()
             if binding.link not in staying:
                 binding.leave()
-            elif not binding.lingers:
+            elif binding.lingers:
+                binding.linger()
+            else:
                 binding.let_go()
         if staying:
             hub.tasks.call_later(hub.limits.linger, self._end_linger)

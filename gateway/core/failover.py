@@ -6,7 +6,7 @@ Deltas and idle are not in it, and what was said in the last 100 ms may be missi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -145,7 +145,7 @@ def _missed(tail: Sequence[Event], last_seen: str | None) -> Event | None:
 
 
 def pending_events(
-    session_id: str, permissions: Any, tools: Any, turn: Turn
+    session_id: str, permissions: Any, tools: Any, turn: Turn, shown: Container[str]
 ) -> tuple[list[Event], list[tuple[str, dict[str, Any]]]]:
     """Say what has to be told and answered after pending requests were restored.
 
@@ -155,16 +155,17 @@ def pending_events(
         session_id: the session.
         permissions: result of ``session.permissions.pendingRequests``.
         tools: result of ``session.tools.listPendingRequests``.
-        turn: what clients were shown and answered.
+        turn: what clients answered.
+        shown: ids of requests that clients were shown which are still there.
 
     Returns:
-        Events (type and data) for requests that clients never saw, and (method, params) of answers
+        Events (type and data) for requests that no such client saw, and (method, params) of answers
         that the client gave and that were lost.
     """
     events = [
         event
         for event in open_requests(session_id, permissions, tools, turn)
-        if event["data"].get("requestId") not in turn.asked
+        if event["data"].get("requestId") not in shown
     ]
     lost = [
         turn.answers[item["requestId"]]

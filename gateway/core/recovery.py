@@ -253,6 +253,7 @@ async def _rerun(hub: Hub, session: Session, link: Link, *, first: bool) -> bool
     if not first and not failover.is_cut(await _history(hub, session, link)):
         return False
     named = {"sessionId": session.id}
+    session.turn.resuming = True
     await link.request("session.sendMessages", {**named, "messages": []}, hub.limits.rebind_timeout)
     return True
 
@@ -317,8 +318,6 @@ async def revive_turn(hub: Hub, binding: Binding, session: Session, link: Link) 
     turn = session.turn
     async with session.recovering:
         if await _processing(hub, session, link, turn.found):
-            # Whoever was shown the pending requests is not this client.
-            turn.asked.clear()
             await _restore_pending(binding, session, link, hub.limits.rebind_timeout)
         elif failover.is_cut(await _history(hub, session, link)):
             turn.busy = True
@@ -348,7 +347,7 @@ async def show_pending(hub: Hub, binding: Binding, session: Session, link: Link)
     for event in failover.open_requests(session.id, permissions, tools, session.turn):
         name = event["data"].get("toolName")
         if event["type"] == "permission.requested" or name in own:
-            binding.tell(_event(event["type"], event["data"]))
+            _show(session, binding, event)
 
 
 async def _restore_pending(binding: Binding, session: Session, link: Link, patience: float) -> None:
@@ -356,11 +355,24 @@ async def _restore_pending(binding: Binding, session: Session, link: Link, patie
     named = {"sessionId": session.id}
     permissions = await link.request("session.permissions.pendingRequests", named, patience)
     tools = await link.request("session.tools.listPendingRequests", named, patience)
-    events, lost = failover.pending_events(session.id, permissions, tools, session.turn)
+    # A client that comes back may have been shown some on its new link already.
+    shown = {
+        request_id
+        for request_id, told in session.turn.asked.items()
+        if not all(one.client.closed for one in told)
+    }
+    events, lost = failover.pending_events(session.id, permissions, tools, session.turn, shown)
     for method, params in lost:
         await link.request(method, params, patience)
     for event in events:
-        session.turn.asked.add(str(event["data"].get("requestId")))
+        _show(session, binding, event)
+
+
+def _show(session: Session, binding: Binding, event: Event) -> None:
+    """Tell a client of a permission or tool request that waits for it, unless it knows."""
+    request_id = str(event["data"].get("requestId"))
+    if binding not in session.turn.asked.get(request_id, ()):
+        session.turn.shown(request_id, binding)
         binding.tell(_event(event["type"], event["data"]))
 
 
@@ -410,7 +422,7 @@ async def _send_again(
                 if one.link is not None:
                     one.link.alias_message(message_id, told)
 
-    turn.busy = True
+    turn.busy = turn.resuming = True
     await link.request(prompt.request.method, params, hub.limits.rebind_timeout, accepted)
 
 

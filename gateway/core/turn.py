@@ -27,12 +27,8 @@ TRACKED_EVENTS = frozenset(
 
 _REQUESTED = {"external_tool.requested", "permission.requested"}
 _COMPLETED = {"external_tool.completed", "permission.completed"}
-_ANSWERS = frozenset(
-    {
-        "session.permissions.handlePendingPermissionRequest",
-        "session.tools.handlePendingToolCall",
-    }
-)
+_TOOL_ANSWER = "session.tools.handlePendingToolCall"
+_ANSWERS = frozenset({"session.permissions.handlePendingPermissionRequest", _TOOL_ANSWER})
 
 REPEATABLE = _ANSWERS | {"session.abort"}
 """Calls about a turn that may be made again once it is carried on: the second changes nothing."""
@@ -122,7 +118,10 @@ class Turn:
         started: whether the replica was seen at work since the last idle.
         cut: it ran when the last link on which it was followed ended: it has to be carried on.
         aborting: the client asked for the end of the turn.
-        asked: ids of permission and tool requests that clients were shown and that are open.
+        resuming: something has set the turn going again, the result of a tool most often, and
+            the model has not been seen to be asked since.
+        asked: ids of permission and tool requests that clients were shown and that are open -> to
+            whom (bindings).
         answers: what clients answered to them: request id -> (method, params).
         last_message: id of the last ``assistant.message`` event that was seen, or None.
         aliases: ids of prompts that were sent again -> those that their senders were told.
@@ -139,6 +138,7 @@ class Turn:
         "last_message",
         "last_prompt",
         "prompts",
+        "resuming",
         "started",
     )
 
@@ -148,8 +148,9 @@ class Turn:
         self.started = False
         self.cut = False
         self.aborting = False
+        self.resuming = False
         self.aliases: dict[str, str] = {}
-        self.asked: set[str] = set()
+        self.asked: dict[str, set[Any]] = {}
         self.answers: dict[str, tuple[str, dict[str, Any]]] = {}
         self.last_message: str | None = None
         self.last_prompt: str | None = None
@@ -200,15 +201,17 @@ class Turn:
             request_id = params.get("requestId")
             if type(request_id) is str and request_id in self.asked:
                 self.answers[request_id] = (method, params)
+                self.resuming = self.resuming or method == _TOOL_ANSWER
 
     def uncalled(self, params: dict[str, Any]) -> None:
         """Note that a call will be made again, so that it need not be made up for."""
         self.answers.pop(str(params.get("requestId")), None)
 
-    def event(self, name: str, body: bytes) -> None:
+    def event(self, to: Any, name: str, body: bytes) -> None:
         """Note a loud event (:data:`gateway.wire.stream.LOUD_EVENTS`).
 
         Args:
+            to: whose it is (a binding).
             name: its type.
             body: the notification; not needed for types that are not in :data:`TRACKED_EVENTS`.
         """
@@ -216,6 +219,9 @@ class Turn:
             self.idle()
         elif name == "assistant.turn_start":
             self.busy = self.started = True
+            self.resuming = False
+        elif name == "tool.execution_complete":
+            self.resuming = True
         elif name in TRACKED_EVENTS:
             try:
                 event = envelope.loads(body)["params"]["event"]
@@ -223,19 +229,28 @@ class Turn:
             except (ValueError, KeyError, TypeError):
                 return  # Damaged: it is forwarded all the same, and nothing is learned from it.
             if type(data) is dict:
-                self._tracked(name, event, data)
+                self._tracked(to, name, event, data)
 
-    def _tracked(self, name: str, event: dict[str, Any], data: dict[str, Any]) -> None:
+    def shown(self, request_id: str, to: Any) -> None:
+        """Note that a permission or tool request is shown to a client (a binding)."""
+        self.asked.setdefault(request_id, set()).add(to)
+
+    def _tracked(self, to: Any, name: str, event: dict[str, Any], data: dict[str, Any]) -> None:
         if name == "user.message":
             self.busy = self.started = True
+            self.resuming = False
             self._user_message(data.get("messageId"), data.get("content"))
         elif name == "assistant.message":
             self.last_message = event.get("id")
+            if not data.get("toolRequests"):
+                # What it was asked for is said. The next prompt is taken up, if there is one.
+                self.resuming = not all(one.seen for one in self.prompts)
         elif name in _REQUESTED:
-            self.asked.add(str(data.get("requestId")))
+            self.shown(str(data.get("requestId")), to)
         elif name in _COMPLETED:
-            self.asked.discard(str(data.get("requestId")))
+            self.asked.pop(str(data.get("requestId")), None)
             self.answers.pop(str(data.get("requestId")), None)
+            self.resuming = self.resuming or name == "external_tool.completed"
 
     def _user_message(self, message_id: Any, content: Any) -> None:
         if type(message_id) is not str:
@@ -263,6 +278,21 @@ class Turn:
         self.aliases.clear()
         self.asked.clear()
         self.answers.clear()
+
+    @property
+    def about_to_ask(self) -> bool:
+        """Whether the CLI may just be looking which tools there are, before it asks the model.
+
+        A connection that leaves at that moment takes its tools from the turn, though it may be back
+        at once: the model calls one, and is told that it does not exist. Seen on CLI 1.0.102
+        between a prompt and its ``user.message``, and between the result of a tool and the next
+        ``assistant.turn_start``. What was asked for before is asked with the tools of then.
+        """
+        if not self.busy:
+            return False
+        if self.resuming:
+            return not self.asked
+        return not self.started and not all(one.seen for one in self.prompts)
 
     @property
     def runs(self) -> bool:

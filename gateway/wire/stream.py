@@ -40,6 +40,7 @@ LOUD_EVENTS = frozenset(
         "session.resume",
         "session.shutdown",
         "session.start",
+        "tool.execution_complete",
         "user.message",
         "user_input.completed",
         "user_input.requested",

@@ -227,13 +227,11 @@ TOOLS = {"items": [{"requestId": "t", "toolCallId": "c", "toolName": "mine", "ar
 
 
 def test_requests_that_clients_were_shown_are_not_shown_again() -> None:
-    turn = Turn()
-    turn.asked = {"p", "t"}
-    assert pending_events("s", PERMISSIONS, TOOLS, turn) == ([], [])
+    assert pending_events("s", PERMISSIONS, TOOLS, Turn(), {"p", "t"}) == ([], [])
 
 
 def test_requests_that_they_were_not_shown_are_announced() -> None:
-    events, lost = pending_events("s", PERMISSIONS, TOOLS, Turn())
+    events, lost = pending_events("s", PERMISSIONS, TOOLS, Turn(), ())
     assert lost == []
     assert events == [
         {
@@ -260,15 +258,14 @@ def test_requests_that_they_were_not_shown_are_announced() -> None:
 
 def test_answers_that_were_lost_are_given_again() -> None:
     turn = Turn()
-    turn.asked = {"p", "t"}
     turn.answers = {"p": ("permit", {"requestId": "p"}), "t": ("tool", {"requestId": "t"})}
-    events, lost = pending_events("s", PERMISSIONS, TOOLS, turn)
+    events, lost = pending_events("s", PERMISSIONS, TOOLS, turn, {"p", "t"})
     assert (events, lost) == ([], [("permit", {"requestId": "p"}), ("tool", {"requestId": "t"})])
 
 
 @pytest.mark.parametrize("result", [None, [], {}, {"items": None}, {"items": [7]}])
 def test_strange_results_hold_nothing(result: Any) -> None:
-    assert pending_events("s", result, result, Turn()) == ([], [])
+    assert pending_events("s", result, result, Turn(), ()) == ([], [])
 
 
 def test_what_was_said_before_is_not_taken_for_an_unheard_prompt() -> None:
@@ -283,7 +280,6 @@ def test_what_was_said_before_is_not_taken_for_an_unheard_prompt() -> None:
 
 def test_open_requests_are_those_that_nobody_has_answered() -> None:
     turn = Turn()
-    turn.asked |= {"p", "t"}
     turn.answers["t"] = ("session.tools.handlePendingToolCall", {})
     permissions = {"items": [{"requestId": "p", "request": {"kind": "read"}}]}
     tools = {"items": [{"requestId": "t", "toolName": "mine"}, {"requestId": "u"}]}

@@ -136,7 +136,8 @@ def fields(thing: Any, *, without: tuple[str, ...] = ()) -> dict[str, Any]:
 
 
 def state_of(session: Session) -> Any:
-    turn = fields(session.turn, without=("prompts",))
+    turn = fields(session.turn, without=("asked", "prompts"))
+    turn["asked"] = {request_id: len(told) for request_id, told in session.turn.asked.items()}
     prompts = [
         {"id": one.request.id, **fields(one, without=("_request", "sender"))}
         for one in session.turn.prompts

@@ -763,7 +763,6 @@ async def test_the_turn_goes_on_and_then_the_link_ends(stage: Stage) -> None:
     assert not line.link.closed
     line.emits("s", "assistant.message")
     line.emits("s", "session.idle")
-    stage.time_passes(0)
     await stage.settle()
     assert line.link.closed
     assert stage.hub.sessions == {}
@@ -837,6 +836,99 @@ async def test_the_returning_client_takes_the_session_over(stage: Stage) -> None
     assert old.link.closed
     full.answers({"sessionId": "s", "full": True})
     assert await alice.hears_result() == {"sessionId": "s", "full": True}
+
+
+async def leaves_in_a_prompt(stage: Stage) -> Line:
+    """Have a client go before its prompt was taken up; return the connection it leaves behind."""
+    alice = await stage.client("alice")
+    await with_history(stage, alice, tools=TOOLS)
+    alice.asks("session.send", sessionId="s", prompt="hi")
+    line = (await stage.cli.gets("session.send")).line
+    alice.leaves()
+    await stage.settle()
+    return line
+
+
+async def test_the_old_one_does_not_leave_while_the_cli_may_look_for_tools(stage: Stage) -> None:
+    old = await leaves_in_a_prompt(stage)
+    again = await stage.client("alice")
+    again.asks("session.resume", sessionId="s", tools=TOOLS)
+    (await stage.cli.gets("session.resume")).answers({"sessionId": "s"})
+    await stage.settle()
+    assert (stage.cli.unanswered, old.link.closed) == ([], False)
+    old.emits("s", "user.message", messageId=TOLD, content="hi")
+    assert (await stage.cli.gets("session.detach")).line is old
+
+
+async def test_it_does_not_wait_for_long(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(binding_module, "_STEADY_PATIENCE", 0.02)
+    await leaves_in_a_prompt(stage)
+    again = await stage.client("alice")
+    again.asks("session.resume", sessionId="s", tools=TOOLS)
+    (await stage.cli.gets("session.resume")).answers({"sessionId": "s"})
+    await stage.cli.gets("session.detach")
+
+
+async def test_tools_stay_for_the_moment_where_somebody_else_stays(stage: Stage) -> None:
+    alice = await stage.client("alice")
+    await with_history(stage, alice, tools=TOOLS)
+    other = await stage.client("alice")
+    await other.resumes("s")
+    await stage.settle()
+    alice.asks("session.send", sessionId="s", prompt="hi")
+    line = (await stage.cli.gets("session.send")).line
+    alice.leaves()
+    await stage.settle()
+    assert not line.link.closed
+    line.emits("s", "user.message", messageId=TOLD, content="hi")
+    await eventually(lambda: line.link.closed)
+
+
+async def test_what_it_was_shown_on_its_new_connection_is_not_announced_again(
+    stage: Stage,
+) -> None:
+    """Its tool would run twice."""
+    await leaves_in_a_turn(stage, tools=TOOLS)
+    pending = {"items": [{"requestId": name, "toolName": "mine"} for name in "tu"]}
+    stage.cli.knows |= {
+        "session.metadata.isProcessing": lambda _: {"processing": True},
+        "session.detach": lambda _: {"success": True},
+        "session.permissions.pendingRequests": lambda _: {"items": []},
+        "session.tools.listPendingRequests": lambda _: pending,
+    }
+    again = await stage.client("alice")
+    again.asks("session.resume", sessionId="s", tools=TOOLS)
+    (await stage.cli.gets("session.resume")).answers({"sessionId": "s"})
+    full = await stage.cli.gets("session.resume")
+    full.line.emits("s", "external_tool.requested", requestId="t", toolName="mine")
+    full.answers({"sessionId": "s"})
+    await again.hears_result()
+    heard = [await again.hears_event("external_tool.requested") for _ in "ab"]
+    assert [one["event"]["data"]["requestId"] for one in heard] == ["t", "u"]
+    await stage.settle()
+    assert events_of(again) == []
+
+
+async def test_one_whose_end_is_noticed_late_is_taken_over_from(stage: Stage) -> None:
+    """The next connection may come before the end of the last one is seen."""
+    alice = await stage.client("alice")
+    await with_history(stage, alice, tools=TOOLS)
+    old = await sends(stage, alice, TOLD)
+    old.emits("s", "assistant.turn_start")
+    again = await stage.client("alice")
+    again.asks("session.resume", sessionId="s", tools=TOOLS)
+    asked = await stage.cli.gets("session.resume")
+    alice.leaves()
+    asked.refuses(CLASH)
+    bare = await stage.cli.gets("session.resume")
+    assert bare.params == {"sessionId": "s", "disableResume": True}
+    bare.answers({"sessionId": "s"})
+    detached = await stage.cli.gets("session.detach")
+    assert detached.line is old
+    detached.answers({"success": True})
+    (await stage.cli.gets("session.resume")).answers({"sessionId": "s"})
+    await again.hears_result()
+    await stage.cli.gets("session.getMessages")  # what it left behind is looked at
 
 
 async def test_pending_requests_are_announced_to_it(stage: Stage) -> None:
@@ -1135,6 +1227,14 @@ def _clashes(ask: Ask) -> Message:
 async def test_who_lingers_leaves_when_somebody_comes(stage: Stage) -> None:
     line = await leaves_in_a_turn(stage, tools=TOOLS)
     line.emits("s", "session.resume")
-    stage.time_passes(0)
     await stage.settle()
     assert line.link.closed
+
+
+async def test_who_lingers_stays_while_the_cli_may_look_for_tools(stage: Stage) -> None:
+    line = await leaves_in_a_prompt(stage)
+    line.emits("s", "session.resume")
+    await stage.settle()
+    assert not line.link.closed
+    line.emits("s", "user.message", messageId=TOLD, content="hi")
+    await eventually(lambda: line.link.closed)

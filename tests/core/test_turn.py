@@ -26,7 +26,7 @@ def hears(turn: Turn, kind: str, id: str = "e", **data: Any) -> None:
     """Tell a turn of an event as a link does."""
     event = {"type": kind, "id": id, "data": data}
     body = orjson.dumps({"method": "session.event", "params": {"sessionId": "s", "event": event}})
-    turn.event(kind, body if kind in TRACKED_EVENTS else b"")
+    turn.event("binding", kind, body if kind in TRACKED_EVENTS else b"")
 
 
 # From a prompt to idle
@@ -195,7 +195,7 @@ def test_the_last_word_of_the_model_is_remembered_by_its_event() -> None:
 def test_damaged_events_teach_nothing_and_hurt_nobody(body: bytes) -> None:
     turn = Turn()
     prompt = sent(turn)
-    turn.event("user.message", body)
+    turn.event("binding", "user.message", body)
     assert (prompt.seen, prompt.message_id, turn.last_prompt) == (False, None, None)
 
 
@@ -208,11 +208,11 @@ def test_pending_requests_are_those_asked_and_not_completed() -> None:
     hears(turn, "permission.requested", requestId="p2")
     hears(turn, "external_tool.requested", requestId="t1")
     hears(turn, "permission.completed", requestId="p1")
-    assert turn.asked == {"p2", "t1"}
+    assert turn.asked == {"p2": {"binding"}, "t1": {"binding"}}
     hears(turn, "external_tool.completed", requestId="t1")
-    assert turn.asked == {"p2"}
+    assert set(turn.asked) == {"p2"}
     hears(turn, "session.idle")
-    assert turn.asked == set()
+    assert turn.asked == {}
 
 
 @pytest.mark.parametrize(("kind", "method"), [("permission", PERMISSION), ("external_tool", TOOL)])
@@ -231,7 +231,7 @@ def test_an_answer_that_is_given_again_is_not_made_up_for() -> None:
     hears(turn, "permission.requested", requestId="r")
     turn.called(PERMISSION, {"requestId": "r"})
     turn.uncalled({"requestId": "r"})
-    assert (turn.answers, turn.asked) == ({}, {"r"})
+    assert (turn.answers, set(turn.asked)) == ({}, {"r"})
 
 
 @pytest.mark.parametrize("request_id", [None, 7, "other"])
@@ -241,6 +241,72 @@ def test_answers_to_nothing_are_not_kept(request_id: Any) -> None:
     turn.called(PERMISSION, {"requestId": request_id})
     turn.called("session.mode.set", {"requestId": "r"})
     assert turn.answers == {}
+
+
+# Whether the CLI may be looking for tools
+
+
+def test_it_may_be_from_a_prompt_to_its_event() -> None:
+    turn = Turn()
+    assert not turn.about_to_ask
+    prompt = sent(turn)
+    turn.accepted(prompt, "m1")
+    assert turn.about_to_ask
+    hears(turn, "user.message", messageId="m1")
+    assert not turn.about_to_ask
+    sent(turn, "behind it")
+    assert not turn.about_to_ask
+
+
+@pytest.mark.parametrize("event", ["external_tool.completed", "tool.execution_complete"])
+def test_it_may_be_from_the_result_of_a_tool_to_the_next_turn_start(event: str) -> None:
+    turn = Turn()
+    sent(turn)
+    hears(turn, "user.message", messageId="m1", content="hi")
+    hears(turn, "assistant.message", toolRequests=[{}])
+    hears(turn, "external_tool.requested", requestId="t")
+    assert not turn.about_to_ask
+    turn.called(TOOL, {"requestId": "t"})
+    hears(turn, "external_tool.completed", requestId="t")
+    hears(turn, event)
+    assert turn.about_to_ask
+    hears(turn, "assistant.turn_start")
+    assert not turn.about_to_ask
+
+
+def test_it_is_not_while_another_result_is_missing() -> None:
+    turn = Turn()
+    sent(turn)
+    hears(turn, "user.message", messageId="m1", content="hi")
+    for request_id in ("t", "u"):
+        hears(turn, "external_tool.requested", requestId=request_id)
+    turn.called(TOOL, {"requestId": "t"})
+    hears(turn, "external_tool.completed", requestId="t")
+    assert not turn.about_to_ask
+    hears(turn, "external_tool.completed", requestId="u")
+    assert turn.about_to_ask
+
+
+def test_it_may_be_once_the_prompt_before_was_answered() -> None:
+    turn = Turn()
+    sent(turn)
+    hears(turn, "user.message", messageId="m1", content="hi")
+    hears(turn, "assistant.message", toolRequests=[])
+    assert not turn.about_to_ask
+    sent(turn, "behind it")
+    hears(turn, "assistant.message", toolRequests=[])
+    assert turn.about_to_ask
+    hears(turn, "user.message", messageId="m2", content="behind it")
+    assert not turn.about_to_ask
+
+
+def test_it_is_not_once_the_turn_was_aborted() -> None:
+    turn = Turn()
+    sent(turn)
+    hears(turn, "user.message", messageId="m1", content="hi")
+    hears(turn, "tool.execution_complete")
+    hears(turn, "session.idle")
+    assert not turn.about_to_ask
 
 
 def test_an_abort_holds_until_idle() -> None:

@@ -21,6 +21,9 @@ TWO = [False, True]
 STREAM = "[[gate-mid g]] [[chunks 4]] hello"
 CALL = '[[tool mine {"x":1}]] go'
 
+ROUNDS = 5
+"""Tries at a moment that lasts some milliseconds."""
+
 Gateway = LocalGateway | GatewayProcess
 
 
@@ -72,12 +75,12 @@ async def ended_well(client: RpcClient, answer: str, prompt: str) -> None:
     assert await run_turn(client, "s", "next") == "echo: next [user messages: 3]"
 
 
-async def finish_call(client: RpcClient, *, permission: bool) -> None:
+async def finish_call(client: RpcClient, *, permission: bool, session_id: str = "s") -> None:
     if permission:
-        asked = await client.wait_event("s", "permission.requested")
-        assert await decide_permission(client, "s", asked["data"]["requestId"])
-    call = await client.wait_event("s", "external_tool.requested")
-    assert await answer_tool(client, "s", call["data"]["requestId"], "done")
+        asked = await client.wait_event(session_id, "permission.requested")
+        assert await decide_permission(client, session_id, asked["data"]["requestId"])
+    call = await client.wait_event(session_id, "external_tool.requested")
+    assert await answer_tool(client, session_id, call["data"]["requestId"], "done")
 
 
 @pytest.mark.parametrize("two", TWO)
@@ -120,6 +123,45 @@ async def test_to_what_is_pending_where_another_client_stayed(
     await ended_well(client, "echo: go [user messages: 2] [mine returned: done]", CALL)
     calls = [one for one in client.events("s") if one["type"] == "external_tool.requested"]
     assert len(calls) == 1, "told once, so that the tool runs once"
+
+
+@pytest.mark.parametrize("after", ["a prompt", "a result"])
+@pytest.mark.parametrize("stays", [False, True])
+@pytest.mark.parametrize("two", TWO)
+@pytest.mark.parametrize("kind", KINDS)
+async def test_while_its_tools_are_being_looked_for(
+    make_fleet: MakeFleet, kind: str, two: bool, stays: bool, after: str
+) -> None:
+    """A CLI looks which tools there are before it asks the model, which takes some milliseconds.
+
+    Where a connection and its tools leave just then, the model calls what does not exist.
+    """
+    fleet = await make_fleet(kind, 1, shared=True)
+    first, second = await gateways(fleet, two=two)
+    again = await fleet.client(second)
+    await again.request("session.create", fleet.params("other"))  # so that it is back at once
+    guest = await fleet.client(second)
+    (hub,) = first.worker.hubs
+    for name in map("s-{}".format, range(ROUNDS)):
+        own = {**params(fleet), "sessionId": name}
+        client = await fleet.client(first)
+        await client.request("session.create", own)
+        await run_turn(client, name, "one")
+        if stays:
+            await guest.request("session.resume", fleet.params(name), 60)
+        sent = client.post("session.send", {"sessionId": name, "prompt": f"{CALL} {CALL}"})
+        if after == "a prompt":
+            await eventually(lambda name=name: bool(hub.sessions[name].turn.prompts))  # type: ignore[misc]
+        else:
+            await sent
+            await finish_call(client, permission=True, session_id=name)
+        client.abort()
+        await again.request("session.resume", own, 60)
+        for _ in range(2 if after == "a prompt" else 1):
+            await finish_call(again, permission=True, session_id=name)
+        await again.wait_event(name, "session.idle", 60)
+        assert last_answer(again, name).count("[mine returned: done]") == 2
+        await client.close()
 
 
 async def test_after_the_turn_has_ended_without_it(make_fleet: MakeFleet) -> None:
