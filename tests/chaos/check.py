@@ -15,7 +15,9 @@ from itertools import pairwise
 from typing import Any
 
 INTERRUPTED = "returned: Tool execution was interrupted before a result was recorded"
-"""What the model quotes where the CLI told it that a call was cut (CLI 1.0.102)."""
+UNDELIVERED = "session event host disconnected before acknowledging the permission.requested event"
+"""What the model quotes where the CLI told it that a call was cut: one that was not yet in the
+journal, and one for which a CLI that ends could not ask (CLI 1.0.102)."""
 
 _TAG = re.compile(r"<(?P<session>[A-Za-z0-9_-]+):(?P<number>\d+)>")
 
@@ -149,7 +151,7 @@ def check_history(session: str, prompts: Iterable[Prompt], history: Sequence[Sai
         if times == 1 and answers[number] > 1:
             findings.answered_twice.append(number)
         if answers[number] and prompt.tool_value and prompt.tool_value not in texts[number]:
-            cut = INTERRUPTED in texts[number]
+            cut = any(words in texts[number] for words in (INTERRUPTED, UNDELIVERED))
             (findings.tool_interrupted if cut else findings.tool_lost).append(number)
     return findings
 

@@ -431,6 +431,8 @@ class Conversation:
                         return
             except Exception as error:
                 self._trouble(f"after prompt {prompt.number}", error)
+                if "Session not found" in str(error) and not _was_stored(record):
+                    return
                 idle_since = clock()
                 speaker.forget(record)
             if clock() - idle_since > SETTLE_GRACE:
@@ -470,6 +472,11 @@ class Conversation:
         self._seen.errors[kind] += 1
         self.record.problems.append(f"{doing}: {kind}: {str(error)[:200]}")
         log.info("%s: %s", self.record.session, self.record.problems[-1])
+
+
+def _was_stored(record: Record) -> bool:
+    """Whether the session must be on disk: it is not before its first prompt is."""
+    return any(one.answered or one.fate is Fate.ACKNOWLEDGED for one in record.prompts)
 
 
 def _answers(event: SessionEvent, prompt: Prompt, record: Record) -> bool:

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import pytest
+
 from tests.chaos.check import (
     INTERRUPTED,
+    UNDELIVERED,
     Fate,
     Findings,
     Prompt,
@@ -90,11 +93,10 @@ def test_an_answer_quotes_what_the_tool_returned() -> None:
     }
 
 
-def test_a_call_that_the_cli_says_was_cut_is_told_apart() -> None:
+@pytest.mark.parametrize("words", [INTERRUPTED, UNDELIVERED])
+def test_a_call_that_the_cli_says_was_cut_is_told_apart(words: str) -> None:
     prompts = [Prompt(1, Fate.ACKNOWLEDGED, tool_value="value-7")]
-    findings = check_history(
-        SESSION, prompts, [asked(1), answer(1, f" [lookup {INTERRUPTED}. Its")]
-    )
+    findings = check_history(SESSION, prompts, [asked(1), answer(1, f" [lookup {words}. Its")])
     assert findings.to_dict() == {"tool_interrupted": [1]}
     assert not findings
 
