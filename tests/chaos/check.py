@@ -19,6 +19,9 @@ UNDELIVERED = "session event host disconnected before acknowledging the permissi
 """What the model quotes where the CLI told it that a call was cut: one that was not yet in the
 journal, and one for which a CLI that ends could not ask (CLI 1.0.102)."""
 
+NO_SUCH_TOOL = "returned: Tool 'lookup' does not exist"
+"""What it quotes where the connection that has the tool was gone when the CLI looked for tools."""
+
 _TAG = re.compile(r"<(?P<session>[A-Za-z0-9_-]+):(?P<number>\d+)>")
 
 
@@ -42,12 +45,15 @@ class Prompt:
         fate: what the client knows.
         answered: the client saw the answer.
         tool_value: what its tool returned, or None if it asks for none.
+        orphaned: the gateway of its client was killed before it was answered: the client's tools
+            ended with that, while a CLI may have gone on.
     """
 
     number: int
     fate: Fate = Fate.UNKNOWN
     answered: bool = False
     tool_value: str | None = None
+    orphaned: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +81,8 @@ class Findings:
         answered_twice: recorded once, with two answers.
         tool_lost: answered without the result that its tool returned.
         tool_interrupted: likewise, but the CLI had told the model so, as it does for a call that
-            was cut before the journal had it. Nothing is wrong then.
+            was cut before the journal had it, or after the tool's gateway was killed. Nothing is
+            wrong then.
         foreign: user messages that were never sent in this session.
         forks: how the session was seen to go on in two copies.
     """
@@ -151,7 +158,8 @@ def check_history(session: str, prompts: Iterable[Prompt], history: Sequence[Sai
         if times == 1 and answers[number] > 1:
             findings.answered_twice.append(number)
         if answers[number] and prompt.tool_value and prompt.tool_value not in texts[number]:
-            cut = any(words in texts[number] for words in (INTERRUPTED, UNDELIVERED))
+            told = (INTERRUPTED, UNDELIVERED, *([NO_SUCH_TOOL] if prompt.orphaned else []))
+            cut = any(words in texts[number] for words in told)
             (findings.tool_interrupted if cut else findings.tool_lost).append(number)
     return findings
 

@@ -160,6 +160,11 @@ class Application:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
 
+    @property
+    def port(self) -> int:
+        """Where it is connected, or trying to be."""
+        return self._port
+
     def drop(self) -> None:
         """Cut the connection; a new one follows."""
         self._dropped.set()
@@ -323,6 +328,11 @@ class Conversation:
     def record(self) -> Record:
         """The session under way."""
         return self.records[-1]
+
+    def front_killed(self, port: int) -> None:
+        """Note that what listens on a port was killed."""
+        if self.record.busy and self._main.port == port:
+            self.record.prompts[-1].orphaned = True
 
     async def begin(self) -> None:
         """Create a session and say the first prompt, until that has worked."""

@@ -78,6 +78,8 @@ class Chaos:
                 case Kind.GATEWAY:
                     front = self._fleet.fronts[fault.target]
                     await front.end(signal.SIGKILL)
+                    for each in self._conversations:
+                        each.front_killed(front.port)
                     await asyncio.sleep(fault.lasts)
                     await front.start()
                 case Kind.REDIS | Kind.REDIS_EMPTY:

@@ -4,6 +4,7 @@ import pytest
 
 from tests.chaos.check import (
     INTERRUPTED,
+    NO_SUCH_TOOL,
     UNDELIVERED,
     Fate,
     Findings,
@@ -99,6 +100,13 @@ def test_a_call_that_the_cli_says_was_cut_is_told_apart(words: str) -> None:
     findings = check_history(SESSION, prompts, [asked(1), answer(1, f" [lookup {words}. Its")])
     assert findings.to_dict() == {"tool_interrupted": [1]}
     assert not findings
+
+
+@pytest.mark.parametrize(("orphaned", "found"), [(True, "tool_interrupted"), (False, "tool_lost")])
+def test_a_tool_may_be_missing_where_its_gateway_was_killed(orphaned: bool, found: str) -> None:
+    prompts = [Prompt(1, Fate.ACKNOWLEDGED, tool_value="value-7", orphaned=orphaned)]
+    said = [asked(1), answer(1, f" [lookup {NO_SUCH_TOOL}. Available")]
+    assert check(prompts, said) == {found: [1]}
 
 
 def test_what_nobody_sent_here_is_foreign() -> None:
