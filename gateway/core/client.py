@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -569,13 +569,19 @@ class Client:
 
     # Bytes to the client
 
-    def write(self, frame: bytes) -> None:
+    def write(self, frame: bytes | memoryview) -> None:
         """Send one or more whole frames."""
         if not self.closed:
             if self._old:
-                frame = _for_old_client(frame)
+                frame = _for_old_client(bytes(frame))
             self.sink.write(frame)
             self.hub.stats.bytes_to_client += len(frame)
+
+    def write_parts(self, parts: Sequence[bytes | memoryview]) -> None:
+        """Send whole frames that come in parts, to a client that is :attr:`verbatim`."""
+        if not self.closed:
+            self.sink.writelines(parts)
+            self.hub.stats.bytes_to_client += sum(map(len, parts))
 
     @property
     def verbatim(self) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from gateway import errors
@@ -61,8 +61,8 @@ _ASKS_A_PERSON = frozenset({"userInput.request", "exitPlanMode.request"})
 """What a replica may ask of a client that has gone: a person is waited for."""
 
 
-_LARGE_BYTES = 256 * 1024
-"""What is held of a frame from which on it costs less to write its parts than to join them."""
+_LARGE_BYTES = 64 * 1024
+"""From here on it costs less to write parts than to join or to copy them."""
 
 
 class LinkLostError(Exception):
@@ -88,6 +88,7 @@ class Link:
 
     __slots__ = (
         "_after",
+        "_ahead",
         "_aliased",
         "_aliases",
         "_buffer",
@@ -119,6 +120,7 @@ class Link:
         self._aliases: dict[bytes, bytes] = {}
         self._aliased = False
         self._after: Callable[[], None] | None = None
+        self._ahead: Sequence[bytes] = ()
         self._opening: asyncio.Task[None] | None = None
         self._client_paused = False
         self.answers_alone = 0
@@ -274,43 +276,43 @@ class Link:
         """Take a chunk of the replica's stream."""
         self.stats.bytes_from_replica += len(data)
         whole = data
+        end = 0
         if self.begun:
-            whole = self._complete(data)
-            if not whole:
-                return
-        if self.begun:
-            joined = self._buffer.join(data)
-            if joined is None:
-                self.answers_alone = 0
-                return
-            whole = joined
+            end = self._completed(data)
+            if not end:
+                joined = self._buffer.join(data)
+                if joined is None:
+                    self.answers_alone = 0
+                    return
+                whole = joined
         if self._aliases:
             whole = self._with_aliases(whole)
-        passed = pass_answers(whole, 0, self._buffer.max_frame, self, self._hub.now)
+        passed = pass_answers(whole, end, self._buffer.max_frame, self, self._hub.now)
         if passed is not None:
-            self.rest(whole, *passed)
+            pos, events, answered = passed
+            self.rest(whole, pos, events + 1 if end else events, answered)
 
-    def _complete(self, data: bytes) -> bytes:
-        """Forward a large quiet event that has begun and ends in ``data``, without joining it.
+    def _completed(self, data: bytes) -> int:
+        """Take what is held of a large quiet event that ends in ``data``, without joining it.
+
+        It leaves together with the next run, which begins with the event's end.
 
         Returns:
-            What follows it; all of ``data`` if this is nothing of the kind, or not its end yet.
+            Where in ``data`` it ends; 0 if this is nothing of the kind, or not its end yet.
         """
-        client = self.client
-        missing = self._buffer.missing()
+        buffer, client = self._buffer, self.client
+        end = buffer.ends_in(data)
         if (
-            not 0 < missing <= len(data)
-            or len(self._buffer) < _LARGE_BYTES
+            not end
+            or len(buffer) + len(data) < _LARGE_BYTES
             or client is None
             or not client.verbatim
             or self._aliases
             or not stream.begins_quiet(self.begun[0])
         ):
-            return data
-        for chunk in self._buffer.release():
-            client.write(chunk)
-        self.passed(data[:missing], 1, 0, 0)
-        return data[missing:]
+            return 0
+        self._ahead = buffer.release()
+        return end
 
     def rest(self, whole: bytes, pos: int, quiet: int, frames: int) -> None:
         """Deal with a chunk in which not everything merely passes.
@@ -352,7 +354,7 @@ class Link:
                     frames += 1
                     pos = end
                 if client is not None and start < pos:
-                    client.write(whole[start:pos])
+                    self._hand(client, whole[start:pos])
                 pos = start = end
                 if self._aliased:
                     # What follows the answer that named the id may name it too.
@@ -367,9 +369,12 @@ class Link:
             pos, events, answered = passed
             quiet += events
             frames += answered
-        self.passed(whole if pos - start == size else whole[start:pos], quiet, frames, others)
+        run: bytes | memoryview = whole
+        if pos - start < size:
+            run = memoryview(whole)[start:pos] if pos - start > _LARGE_BYTES else whole[start:pos]
+        self.passed(run, quiet, frames, others)
 
-    def passed(self, run: bytes, events: int, others: int, looked_at: int) -> None:
+    def passed(self, run: bytes | memoryview, events: int, others: int, looked_at: int) -> None:
         """Count the frames of a chunk, and hand the client the last of those that are for it.
 
         Args:
@@ -388,8 +393,16 @@ class Link:
         else:
             self.answers_alone += 1
         if client is not None and run:
-            client.write(run)
+            self._hand(client, run)
             stats.frames_to_client += frames
+
+    def _hand(self, client: Client, run: bytes | memoryview) -> None:
+        ahead = self._ahead
+        if ahead:
+            self._ahead = ()
+            client.write_parts((*ahead, run))
+        else:
+            client.write(run)
 
     # Message ids that clients know by another one
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Coroutine
+from collections.abc import Awaitable, Coroutine, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -44,8 +44,11 @@ class Sink(Protocol):
     Writing never blocks and keeps order. What is written must not change afterwards.
     """
 
-    def write(self, data: bytes, /) -> None:
+    def write(self, data: bytes | memoryview, /) -> None:
         """Send bytes."""
+
+    def writelines(self, parts: Iterable[bytes | memoryview], /) -> None:
+        """Send bytes that come in parts, nothing in between."""
 
     def pause_reading(self) -> None:
         """Deliver nothing of the peer's until told otherwise."""

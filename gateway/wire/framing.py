@@ -133,9 +133,10 @@ class FrameBuffer:
         """Return the number of bytes held."""
         return self._have
 
-    def missing(self) -> int:
-        """Return how many bytes the frame that is held lacks; 0 if that is not known."""
-        return max(self._need - self._have, 0) if self._is_frame else 0
+    def ends_in(self, data: bytes) -> int:
+        """Return where in ``data`` the frame that is held ends; 0 if not there, or not known."""
+        missing = self._need - self._have
+        return missing if self._is_frame and missing <= len(data) else 0
 
     def release(self) -> list[bytes]:
         """Return what is held, in chunks, and hold it no longer."""

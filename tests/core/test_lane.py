@@ -338,7 +338,7 @@ async def test_ids_that_the_client_knows_by_another_name_are_replaced(
         ("assistant.message_delta", 300_000, False, True, 2),
     ],
 )
-@pytest.mark.parametrize("after", [b"", IDLE, DELTA + DELTA[:30]])
+@pytest.mark.parametrize("after", [[], [IDLE], [DELTA, DELTA[:30]]])
 async def test_a_large_event_passes_in_the_parts_that_it_came_in(
     stage: Stage,
     monkeypatch: pytest.MonkeyPatch,
@@ -347,7 +347,7 @@ async def test_a_large_event_passes_in_the_parts_that_it_came_in(
     old: bool,
     alias: bool,
     joins: int,
-    after: bytes,
+    after: list[bytes],
 ) -> None:
     """Unless somebody has to look into it, or to change it."""
     alice = await stage.client("alice")
@@ -371,18 +371,34 @@ async def test_a_large_event_passes_in_the_parts_that_it_came_in(
     stats = stage.hub.stats
     before = stats.frames_from_replica, stats.frames_to_client, stats.bytes_to_client
     alice.sink.written.clear()
-    for part in (DELTA + large[:400], large[400:-500], large[-500:] + after):
+    for part in (DELTA + large[:400], large[400:-500], b"".join([large[-500:], *after])):
         link.feed(part)
     assert len(joined) == joins
-    whole = DELTA + large + (IDLE if after == IDLE else DELTA if after else b"")
+    begun = after[-1:] == [DELTA[:30]]
+    behind = after[:-1] if begun else after
+    whole = b"".join([DELTA, large, *behind])
     assert bytes(alice.sink.written) == whole
-    frames = 3 if after else 2
+    frames = 2 + len(behind)
     assert (stats.frames_from_replica, stats.frames_to_client, stats.bytes_to_client) == (
         before[0] + frames,
         before[1] + frames,
         before[2] + len(whole),
     )
-    assert bool(link.begun) == after.endswith(DELTA[:30])
+    assert bool(link.begun) == begun
+
+
+@pytest.mark.parametrize("old", [False, True])
+async def test_a_long_run_ends_with_its_last_whole_frame(stage: Stage, old: bool) -> None:
+    alice = await stage.client("alice")
+    await alice.creates("s")
+    await stage.settle()
+    [link] = alice.core.links.values()
+    alice.core._old = old
+    alice.sink.written.clear()
+    for part in (DELTA[:30], DELTA[30:] + DELTA * 500 + DELTA[:50], DELTA[50:]):
+        link.feed(part)
+    assert bytes(alice.sink.written) == DELTA * 502
+    assert not link.begun
 
 
 @pytest.mark.parametrize("form", ["python", pytest.param("c", marks=ACCELERATED)])

@@ -71,7 +71,10 @@ class FakeSink:
     def write(self, data: bytes, /) -> None:
         if not self.closed:
             self.written += data
-            self._deliver(data)
+            self._deliver(bytes(data))
+
+    def writelines(self, parts: Iterable[bytes | memoryview], /) -> None:
+        self.write(b"".join(parts))
 
     def pause_reading(self) -> None:
         assert not self.paused, "paused twice"
