@@ -11,7 +11,7 @@ import ctypes
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 from gateway.core import lane
@@ -59,11 +59,15 @@ class _Nowhere:
     """Takes bytes and keeps the last; implements :class:`gateway.core.ports.Sink`."""
 
     def __init__(self) -> None:
-        self.last = b""
+        self.last: bytes | memoryview = b""
 
-    def write(self, data: bytes, /) -> None:
+    def write(self, data: bytes | memoryview, /) -> None:
         """Take bytes."""
         self.last = data
+
+    def writelines(self, parts: Iterable[bytes | memoryview], /) -> None:
+        """Take bytes."""
+        self.last = b"".join(parts)
 
     def pause_reading(self) -> None:
         """Ignore it: nothing is waited for."""
