@@ -60,6 +60,10 @@ _STEADY_PATIENCE, _STEADY_POLL = 1.0, 0.01
 """Seconds that leaving a turn waits for at most, while the CLI may be looking for tools, and
 between two looks at whether it still may. It does so for 10 to 100 ms."""
 
+_SETTLED = 1.0
+"""Seconds after which a replica that says that it does not have an attached session has ended it.
+What says so at once is not attached to again and again."""
+
 _DETACH_TIMEOUT = 5.0
 """Seconds that a replica has to detach a session before the link is closed instead."""
 
@@ -96,6 +100,7 @@ class Binding:
         attached: the client created or resumed the session and has not left it.
         recipe: what it takes to attach again; None if it never was attached.
         bound: the replica has attached the client on :attr:`link`.
+        bound_at: when it last did.
         cut: the link was lost during a turn, of whose end the client has not heard since.
         lost_with: the replica whose link that was.
         last_message: the last message of the model before that, as ``Turn.last_message``.
@@ -109,6 +114,7 @@ class Binding:
         "_working",
         "attached",
         "bound",
+        "bound_at",
         "client",
         "cut",
         "last_message",
@@ -133,6 +139,7 @@ class Binding:
         self.open = False
         self.attached = False
         self.bound = False
+        self.bound_at = 0.0
         self.recipe: recipe.Recipe | None = None
         self.cut = False
         self.lost_with: Replica | None = None
@@ -403,10 +410,19 @@ class Binding:
     def _attached(self, params: dict[str, Any]) -> None:
         """Note that the client is attached, by a create or resume with ``params``."""
         self.recipe = recipe.merged(self.recipe, params)
-        self.bound = True
+        self._bound()
         if not self.attached and self.session is not None:
             self.attached = True
             self._hub.session_attached(self.session)
+
+    def _bound(self) -> None:
+        self.bound = True
+        self.bound_at = self._hub.now()
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether the replica attached the client some time ago, and has it attached still."""
+        return self.attached and self.bound and self._hub.now() - self.bound_at >= _SETTLED
 
     def _attach_hook(
         self, outcome: asyncio.Future[Answer], *, final: bool
@@ -557,7 +573,7 @@ class Binding:
                     await recovery.journal_settled(hub, session.id, link)
                 async with session.attaching:
                     await self._resume_silently(link, session)
-                self.bound = True
+                self._bound()
                 await recovery.finish_turn(hub, self, session, link)
                 break
             except (RpcError, SessionNotFoundError) as refused:
@@ -758,6 +774,12 @@ class Binding:
         turn.cut = turn.cut or not any(
             one.attached and one.link is not None for one in session.bindings
         )
+
+    def session_ended(self) -> None:
+        """Attach again: the replica, most likely one that is ending, has ended the session."""
+        if self.link is not None:
+            self.lost_with = self.link.replica
+            self.move_away()
 
     @property
     def lingers(self) -> bool:

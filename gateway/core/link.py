@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from gateway import errors
 from gateway.core import answers
 from gateway.core.lane import pass_answers
+from gateway.core.turn import Prompt
 from gateway.errors import RpcError
 from gateway.wire import envelope, framing, stream
 from gateway.wire.methods import SERVER_METHODS
@@ -56,6 +57,14 @@ def _is_shutting_down(body: bytes) -> bool:
 
 _SHORT_ERROR_BYTES = 1024
 """Size that such an error does not reach: it says nothing of the request but its id."""
+
+
+def _is_session_lost(body: bytes) -> bool:
+    """Whether an error says that the CLI does not have the session, as one says that is ending."""
+    return len(body) < _SHORT_ERROR_BYTES and (
+        b"Session not found" in body or b"Unknown session '" in body
+    )
+
 
 _ASKS_A_PERSON = frozenset({"userInput.request", "exitPlanMode.request"})
 """What a replica may ask of a client that has gone: a person is waited for."""
@@ -515,6 +524,16 @@ class Link:
         del client.pending[key]
         self.replica.stats.in_flight -= 1
         ok = outcome == "result"
+        if (
+            not ok
+            and isinstance(pending.hook, Prompt)
+            and pending.hook.repeatable
+            and pending.binding is not None
+            and pending.binding.is_settled
+            and _is_session_lost(data[body:end])
+        ):
+            self._after = pending.binding.session_ended
+            return _DROP
         counters = pending.stats
         if ok:
             counters.ok += 1

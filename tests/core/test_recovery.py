@@ -745,6 +745,49 @@ async def test_a_session_that_a_cli_ends_again_is_resumed_again(stage: Stage) ->
     assert events_of(alice) == []
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "Session not found for sessionId: s",
+        "Unknown session 's' for native host effect 'managed_plugin_admission'",
+    ],
+)
+async def test_a_prompt_that_an_ending_replica_refuses_is_sent_again(
+    stage: Stage, words: str
+) -> None:
+    """A CLI that ends lets go of its sessions before it closes its connections."""
+    alice = await stage.client("alice")
+    await with_history(stage, alice)
+    stage.time_passes(2)
+    alice.asks("session.send", sessionId="s", prompt="hi")
+    (await stage.cli.gets("session.send")).refuses(words)
+    stage.cli.knows["session.metadata.isProcessing"] = lambda _: {"processing": False}
+    (await stage.cli.gets("session.resume")).answers({"sessionId": "s"})
+    await tells_history(stage)
+    (await stage.cli.gets("session.send")).answers({"messageId": TOLD})
+    assert await alice.hears_result() == {"messageId": TOLD}
+
+
+async def test_a_session_that_is_never_there_is_not_attached_to_for_ever(stage: Stage) -> None:
+    alice = await stage.client("alice")
+    await with_history(stage, alice)
+    alice.asks("session.send", sessionId="s", prompt="hi")
+    (await stage.cli.gets("session.send")).refuses("Session not found for sessionId: s")
+    assert "not found" in (await alice.hears_error())["message"]
+    await stage.settle()
+    assert stage.cli.unanswered == []
+    assert not stage.hub.sessions["s"].turn.busy
+
+
+async def test_any_other_refusal_of_a_prompt_is_told(stage: Stage) -> None:
+    alice = await stage.client("alice")
+    await with_history(stage, alice)
+    stage.time_passes(2)
+    alice.asks("session.send", sessionId="s", prompt="hi")
+    (await stage.cli.gets("session.send")).refuses("Model not found")
+    assert (await alice.hears_error())["message"] == "Model not found"
+
+
 # A client that goes while its turn runs
 
 
