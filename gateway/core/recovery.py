@@ -413,6 +413,9 @@ async def _send_again(
         message_id = result.get("messageId") if type(result) is dict else None
         prompt.missing = False
         message_id = message_id if type(message_id) is str else None
+        if told is None:
+            # Whatever id it had, nobody was told.
+            prompt.message_id = message_id
         _accept(hub, session, prompt, message_id, link)
         if message_id is not None and told is not None:
             # SDKs wait for the events of the id that they were told.
@@ -423,6 +426,7 @@ async def _send_again(
                     one.link.alias_message(message_id, told)
 
     turn.busy = turn.resuming = True
+    prompt.seen = False
     await link.request(prompt.request.method, params, hub.limits.rebind_timeout, accepted)
 
 

@@ -702,6 +702,34 @@ async def test_a_save_that_hangs_is_asked_for_again(make_stage: MakeStage) -> No
     assert await alice.hears_result() == {"messageId": TOLD}
 
 
+async def test_a_prompt_whose_sender_was_not_told_is_sent_again_once(make_stage: MakeStage) -> None:
+    """Its replica had answered it and not stored it; then its sender left, and another stayed."""
+    stage = await make_stage("cli-0", options={"durable": True})
+    alice = await stage.client("alice")
+    await with_history_durably(stage, alice)
+    other = await stage.client("alice")
+    await other.resumes("s")
+    await stage.settle()
+    alice.asks("session.send", sessionId="s", prompt="hi")
+    (await stage.cli.gets("session.send")).answers({"messageId": TOLD})
+    await stage.settle()
+    stage.cli.dies()
+    await eventually(lambda: all(one.get_name() != "save s" for one in asyncio.all_tasks()))
+    alice.leaves()
+    stage.cli.knows["session.metadata.isProcessing"] = lambda _: {"processing": False}
+    stage.cli.knows["sessions.save"] = lambda _: {}
+    await stage.cli.returns()
+    (await stage.cli.gets("session.resume")).answers({"sessionId": "s"})
+    await tells_history(stage)
+    again = await stage.cli.gets("session.send")
+    again.answers({"messageId": AGAIN})
+    [prompt] = stage.hub.sessions["s"].turn.prompts
+    again.line.emits("s", "user.message", messageId=AGAIN, content="hi")
+    await eventually(lambda: prompt.acknowledged)
+    again.line.emits("s", "session.idle")
+    await eventually(lambda: not stage.hub.sessions["s"].turn.runs)
+
+
 async def test_a_prompt_behind_a_running_turn_is_acknowledged_when_its_own_begins(
     make_stage: MakeStage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
