@@ -820,10 +820,13 @@ class Binding:
 
     def move_away(self) -> None:
         """Go where the session lives now: attached clients attach there, messages wait."""
+        if self.client.closed:
+            self.let_go()
+            return
         self._drop_link()
         self._turn_lost()
         self.open = False
-        if self.attached and not self.client.closed:
+        if self.attached:
             self._start()
         elif not self._working:
             self.leave()

@@ -1124,10 +1124,21 @@ class Client:
                 binding.let_go()
         if staying:
             hub.tasks.call_later(hub.limits.linger, self._end_linger)
-        self.pending.clear()
+        self._forget_pending()
         self._callbacks.clear()
         self._lobby.clear()
         hub.client_gone(self)
+
+    def _forget_pending(self) -> None:
+        """Wait no more for answers on links that stay; prompts there run on."""
+        forgotten = list(self.pending.values())
+        self.pending.clear()
+        for pending in forgotten:
+            if pending.link is not None:
+                pending.link.replica.stats.in_flight -= 1
+            request = pending.request
+            if isinstance(request, Request) and request.awaited and pending.hook is not None:
+                pending.hook(None, b"")
 
     def _end_linger(self) -> None:
         """End what still goes on without the client."""

@@ -857,6 +857,50 @@ async def test_it_does_not_go_on_for_ever(stage: Stage) -> None:
     assert stage.hub.sessions == {}
 
 
+async def test_nothing_is_in_flight_for_a_client_that_has_gone(stage: Stage) -> None:
+    """A replica that drains would never be empty."""
+    alice = await stage.client("alice")
+    await with_history(stage, alice)
+    alice.asks("session.send", sessionId="s", prompt="hi")
+    asked = await stage.cli.gets("session.send")
+    alice.leaves()
+    await stage.settle()
+    [replica] = stage.hub.replicas.values()
+    assert not asked.line.link.closed
+    assert replica.stats.in_flight == 0
+    asked.answers({"messageId": TOLD})
+    asked.line.says(event("s", "user.message", messageId=TOLD, content="hi"))
+    asked.line.emits("s", "session.idle")
+    await eventually(lambda: asked.line.link.closed)
+    assert replica.stats.in_flight == 0
+
+
+async def test_the_link_of_one_that_has_gone_ends_when_its_session_moves(stage: Stage) -> None:
+    line = await leaves_in_a_turn(stage)
+    [binding] = stage.hub.sessions["s"].bindings
+    binding.move_away()
+    assert line.link.closed
+    assert stage.hub.sessions == {}
+
+
+async def test_one_that_goes_while_it_attaches_keeps_nobody_waiting(stage: Stage) -> None:
+    """Its link stays for the sake of another of its sessions."""
+    await stage.recorded("t", "alice")
+    stage.cli.live.add("t")
+    other = await stage.client("alice")
+    await other.resumes("t")
+    alice = await stage.client("alice")
+    await with_history(stage, alice)
+    (await sends(stage, alice, TOLD)).emits("s", "assistant.turn_start")
+    alice.asks("session.resume", sessionId="t")
+    line = (await stage.cli.gets("session.resume")).line
+    alice.leaves()
+    await stage.settle()
+    assert not line.link.closed
+    again = await stage.client("alice")
+    await again.resumes("t")
+
+
 async def test_lingering_can_be_switched_off(make_stage: MakeStage) -> None:
     stage = await make_stage("cli-0", linger=0.0)
     assert (await leaves_in_a_turn(stage)).link.closed
