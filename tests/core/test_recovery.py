@@ -592,6 +592,15 @@ async def with_history_durably(stage: Stage, actor: Actor) -> None:
     stage.hub.sessions["s"].stored = True
 
 
+async def two_attached_durably(stage: Stage) -> tuple[Actor, Actor]:
+    alice = await stage.client("alice")
+    await with_history_durably(stage, alice)
+    other = await stage.client("alice")
+    await other.resumes("s")
+    await stage.settle()
+    return alice, other
+
+
 async def test_a_refused_send_is_not_saved(make_stage: MakeStage) -> None:
     stage = await make_stage("cli-0", options={"durable": True})
     alice = await stage.client("alice")
@@ -671,11 +680,7 @@ async def test_what_is_found_after_a_cut_is_stored_before_it_is_acknowledged(
 async def test_a_prompt_whose_client_has_gone_is_owed_to_nobody(make_stage: MakeStage) -> None:
     """Owed for ever, it would keep the session busy, and its replica from being drained."""
     stage = await make_stage("cli-0", options={"durable": True})
-    alice = await stage.client("alice")
-    await with_history_durably(stage, alice)
-    other = await stage.client("alice")
-    await other.resumes("s")
-    await stage.settle()
+    alice, other = await two_attached_durably(stage)
     alice.asks("session.send", sessionId="s", prompt="hi")
     asked = await stage.cli.gets("session.send")
     asked.answers({"messageId": TOLD})
@@ -705,11 +710,7 @@ async def test_a_save_that_hangs_is_asked_for_again(make_stage: MakeStage) -> No
 async def test_a_prompt_whose_sender_was_not_told_is_sent_again_once(make_stage: MakeStage) -> None:
     """Its replica had answered it and not stored it; then its sender left, and another stayed."""
     stage = await make_stage("cli-0", options={"durable": True})
-    alice = await stage.client("alice")
-    await with_history_durably(stage, alice)
-    other = await stage.client("alice")
-    await other.resumes("s")
-    await stage.settle()
+    alice, _ = await two_attached_durably(stage)
     alice.asks("session.send", sessionId="s", prompt="hi")
     (await stage.cli.gets("session.send")).answers({"messageId": TOLD})
     await stage.settle()
