@@ -387,7 +387,7 @@ class Link:
         """Count the frames of a chunk, and hand the client the last of those that are for it.
 
         Args:
-            run: whole frames, or nothing.
+            run: whole frames, the first perhaps without what is held of it ahead, or nothing.
             events: events of the chunk that were passed over.
             others: other frames of the chunk that were for the client.
             looked_at: frames of the chunk that did not merely pass.
@@ -406,6 +406,7 @@ class Link:
             stats.frames_to_client += frames
 
     def _hand(self, client: Client, run: bytes | memoryview) -> None:
+        """Write a run, and with it what was taken ahead of it by :meth:`_completed`."""
         ahead = self._ahead
         if ahead:
             self._ahead = ()
